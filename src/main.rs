@@ -1,0 +1,2 @@
+//! mbqc.
+fn main() {}
