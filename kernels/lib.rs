@@ -1,1 +1,6 @@
 //! Numbers only.
+pub mod pool {
+    //! Stub.
+    /// Pool.
+    pub struct Pool;
+}

@@ -1,0 +1,3 @@
+//! Rewrites of graphs.
+
+pub mod tape;
