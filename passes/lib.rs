@@ -22,3 +22,4 @@ pub mod array;
 pub mod ir;
 pub mod ops;
 pub mod rewrite;
+pub mod run;
