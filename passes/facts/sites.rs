@@ -49,6 +49,8 @@ pub struct Weight {
     pub tensor: Tensor,
     /// True when it is stored `[n, k]`, false when `[k, n]`.
     pub rows_are_outputs: bool,
+    /// The element type in which the layer reads it: the stored one unless a Cast lies between.
+    pub read_as: DType,
 }
 
 /// A bias that a separate `Add` brings in.
@@ -217,6 +219,7 @@ fn resolve(model: &Model, path: &GraphPath, value: ValueId) -> Option<Resolved> 
     let mut path = path.clone();
     let mut value = value;
     let mut transposed = false;
+    let mut read_as = None;
     loop {
         let graph = model.graph_at(&path)?;
         let entry = graph.value(value);
@@ -225,6 +228,7 @@ fn resolve(model: &Model, path: &GraphPath, value: ValueId) -> Option<Resolved> 
             name: entry.name.clone(),
             tensor: tensor.clone(),
             rows_are_outputs: false,
+            read_as: read_as.unwrap_or(tensor.dtype),
         };
         match &entry.def {
             Def::Const(tensor) => return Some(Resolved::Plain(weight(tensor), transposed)),
@@ -242,7 +246,12 @@ fn resolve(model: &Model, path: &GraphPath, value: ValueId) -> Option<Resolved> 
             Def::Node(producer, _) => {
                 let node = graph.node(*producer);
                 match node.op.as_str() {
-                    "Identity" | "Cast" => value = node.input(0)?,
+                    "Identity" => value = node.input(0)?,
+                    "Cast" => {
+                        let to = i32::try_from(node.int("to", 0)).ok().map(DType::from_onnx);
+                        read_as = read_as.or(to);
+                        value = node.input(0)?;
+                    }
                     "Transpose" => {
                         let swaps = match node.ints("perm") {
                             None => true,

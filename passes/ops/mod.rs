@@ -4,7 +4,7 @@
 //! nowhere else. Generic tests walk the list: `eval` against onnxruntime, `vjp` against finite differences, `flow` by
 //! changing vision rows only.
 
-use mbqc_kernels::pool::Pool;
+use mbqc_kernels::Pool;
 
 use crate::array::{Array, ArrayError, Compute};
 use crate::ir::{Attr, Node};
