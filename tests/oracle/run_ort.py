@@ -24,7 +24,7 @@ def session_options(pairs=()):
     so = ort.SessionOptions()
     so.intra_op_num_threads = 1
     so.inter_op_num_threads = 1
-    so.log_severity_level = 3
+    so.log_severity_level = 4
     for p in pairs:
         k, eq, v = p.partition("=")
         if not eq or not k:
