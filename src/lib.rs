@@ -1,1 +1,3 @@
 //! mbqc.
+
+pub mod onnx;

@@ -11,6 +11,8 @@ pub struct NewNode {
     pub domain: String,
     /// Operator name.
     pub op: String,
+    /// Overload of the local function that is meant; usually empty.
+    pub overload: String,
     /// Names of the values read.
     pub inputs: Vec<String>,
     /// Names of the values produced.
