@@ -4,6 +4,8 @@
 //! nowhere else. Generic tests walk the list: `eval` against onnxruntime, `vjp` against finite differences, `flow` by
 //! changing vision rows only.
 
+pub mod quantized;
+
 use mbqc_kernels::Pool;
 
 use crate::array::{Array, ArrayError, Compute};
@@ -272,7 +274,7 @@ impl SampleAttr {
 }
 
 /// All operators, family by family.
-pub const OPS: &[&[OpDef]] = &[];
+pub const OPS: &[&[OpDef]] = &[quantized::ROWS];
 
 /// The operator with this domain and name (`ai.onnx` is the standard domain).
 pub fn find(domain: &str, name: &str) -> Option<&'static OpDef> {

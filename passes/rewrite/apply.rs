@@ -240,10 +240,9 @@ impl Pass<'_> {
             found,
             expected,
         };
-        let index = *self
-            .sites
-            .get(&recipe.site)
-            .ok_or_else(|| misfit("is not in the model".to_owned(), format!("a layer that reads `{}`", recipe.weight)))?;
+        let index = *self.sites.get(&recipe.site).ok_or_else(|| {
+            misfit("is not in the model".to_owned(), format!("a layer that reads `{}`", recipe.weight))
+        })?;
         let site = &self.survey.sites[index];
         if (site.n, site.k, site.weight.name.as_str()) != (recipe.n, recipe.k, recipe.weight.as_str()) {
             return Err(misfit(
@@ -251,10 +250,9 @@ impl Pass<'_> {
                 format!("`{}` [{}, {}]", recipe.weight, recipe.n, recipe.k),
             ));
         }
-        let spec: Spec = recipe
-            .format
-            .parse()
-            .map_err(|e: mbqc_kernels::Error| misfit(format!("has format `{}`: {e}", recipe.format), "a format".into()))?;
+        let spec: Spec = recipe.format.parse().map_err(|e: mbqc_kernels::Error| {
+            misfit(format!("has format `{}`: {e}", recipe.format), "a format".into())
+        })?;
         let names = self.pack(site, recipe, spec)?;
         let graph = self.model.graph_at(&site.path).ok_or(crate::ir::Error::NoNode(site.node.0))?;
         let node = graph.node(site.node);
@@ -415,11 +413,10 @@ impl Pass<'_> {
             expected,
         };
         if let Some(index) = recipe.group {
-            let group = self
-                .plan
-                .groups
-                .get(index)
-                .ok_or_else(|| misfit(format!("names group {index}"), format!("below {}", self.plan.groups.len())))?;
+            let group =
+                self.plan.groups.get(index).ok_or_else(|| {
+                    misfit(format!("names group {index}"), format!("below {}", self.plan.groups.len()))
+                })?;
             if !group.scale.is_empty() {
                 if group.scale.len() != site.k {
                     return Err(misfit(format!("has {} input channels", site.k), format!("{}", group.scale.len())));
@@ -427,9 +424,7 @@ impl Pass<'_> {
                 scaling.columns = Some(group.scale.clone());
             }
         }
-        let divides = |g: &&GroupPlan| {
-            !g.scale.is_empty() && g.divided.iter().any(|d| d.constant == site.weight.name)
-        };
+        let divides = |g: &&GroupPlan| !g.scale.is_empty() && g.divided.iter().any(|d| d.constant == site.weight.name);
         if let Some(group) = self.plan.groups.iter().find(divides) {
             if group.scale.len() != site.n {
                 return Err(misfit(format!("has {} output channels", site.n), format!("{}", group.scale.len())));

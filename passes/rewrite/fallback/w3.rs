@@ -130,6 +130,7 @@ impl Body {
             domain: "ai.mbqc".to_owned(),
             name: "MbqMatMulW3".to_owned(),
             overload: String::new(),
+            defaults: Vec::new(),
             attributes: ["K", "N", "block_size", "accuracy_level"].map(str::to_owned).to_vec(),
             opsets,
             body: self.graph.finish(),
@@ -188,11 +189,8 @@ fn standard(opset: i64) -> Result<Function, Error> {
 
     let scales = body.node("Transpose", &["scales"], swap())?;
     let block = Attr::Ref("block_size".to_owned(), INT);
-    let weights = body.node(
-        "DequantizeLinear",
-        &[&codes, &scales, &zeros],
-        vec![("axis", Attr::Int(0)), ("block_size", block)],
-    )?;
+    let weights =
+        body.node("DequantizeLinear", &[&codes, &scales, &zeros], vec![("axis", Attr::Int(0)), ("block_size", block)])?;
     body.node_to("MatMul", "", &["A", &weights], &["Y"], vec![])?;
     Ok(body.finish(vec![(String::new(), opset)]))
 }
