@@ -7,7 +7,7 @@ use crate::array::{Array, Compute};
 use crate::rewrite::tape::Tape;
 
 /// The operators of this family.
-pub const ROWS: &[OpDef] = &[ADD, SUB, MUL, DIV, POW, MOD, MIN, MAX];
+pub(super) const ROWS: &[OpDef] = &[ADD, SUB, MUL, DIV, POW, MOD, MIN, MAX];
 
 const fn op(
     name: &'static str,

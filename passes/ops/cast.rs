@@ -11,7 +11,7 @@ use crate::ir::DType;
 use crate::rewrite::tape::Tape;
 
 /// The operators of this family.
-pub const ROWS: &[OpDef] = &[CAST, CAST_LIKE, IDENTITY, DROPOUT];
+pub(super) const ROWS: &[OpDef] = &[CAST, CAST_LIKE, IDENTITY, DROPOUT];
 
 const CAST: OpDef = OpDef {
     name: "Cast",

@@ -9,7 +9,7 @@ use crate::array::{Array, ArrayError, Buf, Compute};
 use crate::rewrite::tape::Tape;
 
 /// The operators of this family.
-pub const ROWS: &[OpDef] = &[EQUAL, LESS, LESS_OR_EQUAL, GREATER, GREATER_OR_EQUAL, AND, OR, XOR, WHERE];
+pub(super) const ROWS: &[OpDef] = &[EQUAL, LESS, LESS_OR_EQUAL, GREATER, GREATER_OR_EQUAL, AND, OR, XOR, WHERE];
 
 const fn test(
     name: &'static str,

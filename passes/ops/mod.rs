@@ -13,11 +13,11 @@ mod conv;
 mod grad;
 mod linear;
 mod norm;
+mod product;
 mod reduce;
 mod rules;
 mod sample;
 mod softmax;
-mod threads;
 mod unary;
 
 use mbqc_kernels::pool::Pool;

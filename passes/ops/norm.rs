@@ -8,7 +8,7 @@ use crate::ir::{Attr, DType};
 use crate::rewrite::tape::Tape;
 
 /// The operators of this family.
-pub const ROWS: &[OpDef] = &[LAYER_NORM, SIMPLIFIED, SIMPLIFIED_CONTRIB, RMS_NORM, BATCH_NORM];
+pub(super) const ROWS: &[OpDef] = &[LAYER_NORM, SIMPLIFIED, SIMPLIFIED_CONTRIB, RMS_NORM, BATCH_NORM];
 
 const LAYER_NORM: OpDef = OpDef {
     name: "LayerNormalization",

@@ -8,7 +8,7 @@ use crate::ir::{Attr, DType, Node};
 use crate::rewrite::tape::Tape;
 
 /// The operators of this family.
-pub const ROWS: &[OpDef] = &[
+pub(super) const ROWS: &[OpDef] = &[
     REDUCE_SUM, REDUCE_MEAN, REDUCE_MAX, REDUCE_MIN, REDUCE_PROD, REDUCE_L2, REDUCE_SUM_SQUARE, ARG_MAX, CUM_SUM,
 ];
 
@@ -286,7 +286,7 @@ fn either<T: Real>(
     Ok(ints(x.dtype, [len], values).buf)
 }
 
-fn sums<T: Real>(x: &Array, folding: &Folding<'_>) -> Result<Buf, OpError> {
+pub(super) fn sums<T: Real>(x: &Array, folding: &Folding<'_>) -> Result<Buf, OpError> {
     either(x, folding, (T::ZERO, |a, b| a + b), (0, i64::wrapping_add))
 }
 

@@ -8,7 +8,7 @@ use super::{Call, Flow, FlowCall, Input, OpDef, OpError, Rows, Sample, SampleAtt
 use crate::rewrite::tape::Tape;
 
 /// The operators of this family.
-pub const ROWS: &[OpDef] = &[SOFTMAX, LOG_SOFTMAX];
+pub(super) const ROWS: &[OpDef] = &[SOFTMAX, LOG_SOFTMAX];
 
 const SOFTMAX: OpDef = OpDef {
     name: "Softmax",

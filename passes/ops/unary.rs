@@ -7,7 +7,7 @@ use crate::array::Compute;
 use crate::rewrite::tape::Tape;
 
 /// The operators of this family.
-pub const ROWS: &[OpDef] = &[
+pub(super) const ROWS: &[OpDef] = &[
     NEG, ABS, SQRT, RECIPROCAL, EXP, LOG, ERF, TANH, SIGMOID, COS, SIN, FLOOR, CEIL, ROUND, SIGN, RELU, GELU, SOFTPLUS,
     CLIP, IS_NAN, IS_INF, NOT,
 ];
