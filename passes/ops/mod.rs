@@ -4,6 +4,17 @@
 //! nowhere else. Generic tests walk the list: `eval` against onnxruntime, `vjp` against finite differences, `flow` by
 //! changing vision rows only.
 
+mod concat;
+mod expand;
+mod gather;
+mod grad_index;
+mod layout;
+mod reshape;
+mod scatter;
+mod shape_of;
+mod slice;
+mod transpose;
+
 use mbqc_kernels::pool::Pool;
 
 use crate::array::{Array, ArrayError, Compute};
@@ -272,7 +283,17 @@ impl SampleAttr {
 }
 
 /// All operators, family by family.
-pub const OPS: &[&[OpDef]] = &[];
+pub const OPS: &[&[OpDef]] = &[
+    concat::ROWS,
+    expand::ROWS,
+    gather::ROWS,
+    grad_index::ROWS,
+    reshape::ROWS,
+    scatter::ROWS,
+    shape_of::ROWS,
+    slice::ROWS,
+    transpose::ROWS,
+];
 
 /// The operator with this domain and name (`ai.onnx` is the standard domain).
 pub fn find(domain: &str, name: &str) -> Option<&'static OpDef> {
