@@ -1,6 +1,3 @@
 //! Numbers only.
-pub mod pool {
-    //! Stub.
-    /// Pool.
-    pub struct Pool;
-}
+
+pub mod pool;

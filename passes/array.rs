@@ -123,6 +123,17 @@ impl Array {
         self.shape.iter().product()
     }
 
+    /// Bytes that the elements take in memory.
+    pub fn stored_bytes(&self) -> usize {
+        match &self.buf {
+            Buf::F32(v) => v.len() * 4,
+            Buf::F64(v) => v.len() * 8,
+            Buf::I64(v) => v.len() * 8,
+            Buf::Bool(v) => v.len(),
+            Buf::Bytes(v) => v.len(),
+        }
+    }
+
     /// True when there is no element.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

@@ -19,6 +19,8 @@
 //! 8. **Every weight-bearing node is in the plan or has a `Skipped` with its reason.** Nothing is left out silently.
 
 pub mod array;
+pub mod facts;
 pub mod ir;
 pub mod ops;
 pub mod rewrite;
+pub mod run;

@@ -1,6 +1,6 @@
 //! Edits are values; [`Graph::apply`] is the only writer.
 
-use super::{Attr, Def, Error, Graph, NodeId, Tensor, ValueId};
+use super::{Attr, Def, Error, Graph, NodeId, Tensor, Type, ValueId};
 
 /// A node to be, in terms of names. An empty name stands for an absent optional input or output.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -73,6 +73,8 @@ pub enum Edit {
     SetInput(NodeId, usize, String),
     /// Removes a node whose outputs nobody reads.
     RemoveNode(NodeId),
+    /// A new graph input; the name must be free.
+    AddInput(String, Option<Type>),
     /// Makes a value a graph output (a tap), unless it is one.
     AddOutput(String),
     /// Keeps only these graph outputs, in this order.
@@ -140,6 +142,16 @@ impl Graph {
                 node.origin = None;
             }
             Edit::RemoveNode(id) => self.remove_node(id)?,
+            Edit::AddInput(name, ty) => {
+                let id = self.intern(&name);
+                let value = self.value_mut(id);
+                if value.def != Def::Outer || value.ty.is_some() {
+                    return Err(Error::Duplicate(name));
+                }
+                value.def = Def::Input;
+                value.ty = ty;
+                self.inputs.push(id);
+            }
             Edit::AddOutput(name) => {
                 let id = self.find(&name).ok_or(Error::Undefined(name))?;
                 if !self.outputs.contains(&id) {

@@ -1,3 +1,4 @@
 //! Rewrites of graphs.
 
+pub mod reverse;
 pub mod tape;
