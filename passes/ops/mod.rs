@@ -7,10 +7,14 @@
 mod concat;
 mod expand;
 mod gather;
+mod generate;
 mod grad_index;
 mod layout;
+mod pad;
 mod reshape;
+mod resize;
 mod scatter;
+mod select;
 mod shape_of;
 mod slice;
 mod transpose;
@@ -287,9 +291,13 @@ pub const OPS: &[&[OpDef]] = &[
     concat::ROWS,
     expand::ROWS,
     gather::ROWS,
+    generate::ROWS,
     grad_index::ROWS,
+    pad::ROWS,
     reshape::ROWS,
+    resize::ROWS,
     scatter::ROWS,
+    select::ROWS,
     shape_of::ROWS,
     slice::ROWS,
     transpose::ROWS,
