@@ -9,15 +9,29 @@ mod broadcast;
 mod carrier;
 mod cast;
 mod compare;
+mod concat;
 mod conv;
+mod expand;
+mod gather;
+mod generate;
 mod grad;
+mod grad_index;
+mod layout;
 mod linear;
 mod norm;
+mod pad;
 mod product;
 mod reduce;
+mod reshape;
+mod resize;
 mod rules;
 mod sample;
+mod scatter;
+mod select;
+mod shape_of;
+mod slice;
 mod softmax;
+mod transpose;
 mod unary;
 
 use mbqc_kernels::pool::Pool;
@@ -318,6 +332,19 @@ pub const OPS: &[&[OpDef]] = &[
     linear::ROWS,
     conv::ROWS,
     grad::ROWS,
+    concat::ROWS,
+    expand::ROWS,
+    gather::ROWS,
+    generate::ROWS,
+    grad_index::ROWS,
+    pad::ROWS,
+    reshape::ROWS,
+    resize::ROWS,
+    scatter::ROWS,
+    select::ROWS,
+    shape_of::ROWS,
+    slice::ROWS,
+    transpose::ROWS,
 ];
 
 /// The operator with this domain and name (`ai.onnx` is the standard domain).
