@@ -118,6 +118,22 @@ pub struct Skipped {
     pub bytes: usize,
     /// Why.
     pub reason: String,
+    /// What kind of reason it is.
+    pub kind: SkipKind,
+}
+
+/// Kinds of reasons to leave a weight alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SkipKind {
+    /// A default or an option says so.
+    Asked,
+    /// It is no linear layer (an embedding, a convolution).
+    NotLinear,
+    /// It is quantized already.
+    Quantized,
+    /// A linear layer that was asked for and cannot be quantized; what `--strict` refuses.
+    Unsupported,
 }
 
 impl Skipped {
@@ -129,17 +145,19 @@ impl Skipped {
             weight: other.weight.clone(),
             bytes: other.bytes,
             reason: other.reason.clone(),
+            kind: other.kind,
         }
     }
 
     /// A linear layer that is left alone for `reason`.
-    pub fn of_site(site: &Site, op: &str, reason: impl Into<String>) -> Skipped {
+    pub fn of_site(site: &Site, op: &str, kind: SkipKind, reason: impl Into<String>) -> Skipped {
         Skipped {
             node: if site.name == site.label { site.label.clone() } else { format!("{} ({})", site.label, site.name) },
             op: op.to_owned(),
             weight: site.weight.name.clone(),
             bytes: site.weight.tensor.stored_bytes(),
             reason: reason.into(),
+            kind,
         }
     }
 }

@@ -4,6 +4,7 @@
 use crate::ir::{Attr, DType, Def, Graph, GraphPath, Model, Node, NodeId, Tensor, Uses, ValueId, walk};
 
 use super::names::layer_name;
+use crate::plan::SkipKind;
 
 /// A linear layer `y = x W^T` with a constant weight.
 #[derive(Clone, Debug)]
@@ -108,6 +109,8 @@ pub struct Other {
     pub bytes: usize,
     /// Why it is no site.
     pub reason: String,
+    /// What kind of reason it is.
+    pub kind: SkipKind,
 }
 
 /// All weight-bearing nodes of a model.
@@ -183,6 +186,7 @@ pub fn survey(model: &Model) -> Result<Survey, crate::ir::Error> {
                         op: node.qualified_op(),
                         weight: weight.name,
                         bytes: weight.tensor.stored_bytes(),
+                        kind: kind_of(&node.op, &reason),
                         reason,
                     }),
                     Err(_) => {}
@@ -191,6 +195,14 @@ pub fn survey(model: &Model) -> Result<Survey, crate::ir::Error> {
         }
     }
     Ok(found)
+}
+
+fn kind_of(op: &str, reason: &str) -> SkipKind {
+    match op {
+        _ if reason.starts_with("already quantized") => SkipKind::Quantized,
+        "Gather" | "EmbedLayerNormalization" | "Conv" | "ConvTranspose" | "FusedConv" => SkipKind::NotLinear,
+        _ => SkipKind::Unsupported,
+    }
 }
 
 /// At least two dimensions larger than one: anything less is a vector, a scale or a position.

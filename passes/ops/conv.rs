@@ -57,18 +57,16 @@ const CONV_GRAD: OpDef = OpDef {
     flow: Flow::Ends,
     vjp: Vjp::Missing,
     samples: &[
-        Sample::new("patches", &[
-            Input::uniform(&[1, 2, 2, 2]),
-            Input::uniform(&[2, 3, 2, 2]),
-            Input::uniform(&[1, 3, 4, 4]),
-        ])
+        Sample::new(
+            "patches",
+            &[Input::uniform(&[1, 2, 2, 2]), Input::uniform(&[2, 3, 2, 2]), Input::uniform(&[1, 3, 4, 4])],
+        )
         .attrs(&[("strides", SampleAttr::Ints(&[2, 2]))])
         .opset(1),
-        Sample::new("rest of the image unseen", &[
-            Input::uniform(&[1, 2, 2, 1]),
-            Input::uniform(&[2, 1, 2, 2]),
-            Input::uniform(&[1, 1, 5, 3]),
-        ])
+        Sample::new(
+            "rest of the image unseen",
+            &[Input::uniform(&[1, 2, 2, 1]), Input::uniform(&[2, 1, 2, 2]), Input::uniform(&[1, 1, 5, 3])],
+        )
         .attrs(&[("strides", SampleAttr::Ints(&[2, 2]))])
         .opset(1),
     ],

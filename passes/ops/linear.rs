@@ -53,11 +53,10 @@ const GEMM: OpDef = OpDef {
         Sample::new("A transposed", &[Input::uniform(&[3, 2]), Input::uniform(&[3, 4]), Input::uniform(&[2, 1])])
             .attrs(&[("transA", SampleAttr::Int(1))])
             .grads(&[0, 1, 2]),
-        Sample::new("both transposed, scaled", &[
-            Input::uniform(&[3, 2]),
-            Input::uniform(&[4, 3]),
-            Input::uniform(&[]),
-        ])
+        Sample::new(
+            "both transposed, scaled",
+            &[Input::uniform(&[3, 2]), Input::uniform(&[4, 3]), Input::uniform(&[])],
+        )
         .attrs(&[
             ("transA", SampleAttr::Int(1)),
             ("transB", SampleAttr::Int(1)),

@@ -79,21 +79,27 @@ const BATCH_NORM: OpDef = OpDef {
     flow: Flow::Keep,
     vjp: Vjp::Rule(d_batch_norm),
     samples: &[
-        Sample::new("image", &[
-            Input::uniform(&[2, 3, 2, 2]),
-            Input::positive(&[3]),
-            Input::uniform(&[3]),
-            Input::uniform(&[3]),
-            Input::positive(&[3]),
-        ])
+        Sample::new(
+            "image",
+            &[
+                Input::uniform(&[2, 3, 2, 2]),
+                Input::positive(&[3]),
+                Input::uniform(&[3]),
+                Input::uniform(&[3]),
+                Input::positive(&[3]),
+            ],
+        )
         .grads(&[0]),
-        Sample::new("vectors, other epsilon", &[
-            Input::uniform(&[2, 3]),
-            Input::positive(&[3]),
-            Input::uniform(&[3]),
-            Input::uniform(&[3]),
-            Input::positive(&[3]),
-        ])
+        Sample::new(
+            "vectors, other epsilon",
+            &[
+                Input::uniform(&[2, 3]),
+                Input::positive(&[3]),
+                Input::uniform(&[3]),
+                Input::uniform(&[3]),
+                Input::positive(&[3]),
+            ],
+        )
         .attrs(&[("epsilon", SampleAttr::Float(0.1))])
         .grads(&[0]),
     ],
