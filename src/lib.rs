@@ -1,1 +1,4 @@
 //! mbqc.
+
+pub mod data;
+
