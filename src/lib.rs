@@ -1,4 +1,4 @@
 //! mbqc.
 
 pub mod data;
-
+pub mod report;

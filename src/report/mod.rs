@@ -1,0 +1,4 @@
+//! What a compilation reports about itself.
+
+pub mod blocks;
+pub mod metrics;
