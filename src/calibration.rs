@@ -89,13 +89,7 @@ impl Frontend {
 }
 
 /// Token embeddings `[1, T, C]` with the rows at `places` replaced by the rows of `features` (`[.., C]`).
-fn merge(
-    embeds: &Array,
-    features: &Array,
-    places: &[bool],
-    sample: &Sample,
-    output: &str,
-) -> Result<Array, Error> {
+fn merge(embeds: &Array, features: &Array, places: &[bool], sample: &Sample, output: &str) -> Result<Array, Error> {
     let width = embeds.shape.last().copied().unwrap_or(0);
     let rows = places.iter().filter(|&&p| p).count();
     if features.shape.last() != Some(&width) || features.len() != rows * width {
@@ -105,9 +99,8 @@ fn merge(
             sample.name, features.shape
         ))));
     }
-    let internal = |e: mbqc_passes::array::ArrayError| {
-        Error::Decide(mbqc_passes::method::driver::Error::Internal(e.to_string()))
-    };
+    let internal =
+        |e: mbqc_passes::array::ArrayError| Error::Decide(mbqc_passes::method::driver::Error::Internal(e.to_string()));
     let mut data = embeds.as_f32().map_err(internal)?.to_vec();
     let source = features.as_f32().map_err(internal)?;
     let targets = places.iter().enumerate().filter(|(_, p)| **p).map(|(t, _)| t);
@@ -249,9 +242,9 @@ pub fn image_token(asked: Option<i64>, graph: &Graph, folder: &Path) -> Result<O
     }
     let file = folder.join("config.json");
     let Ok(text) = std::fs::read_to_string(&file) else { return Ok(None) };
-    let config: serde_json::Value = serde_json::from_str(&text)
-        .map_err(|e| Error::Content { file, reason: format!("not valid JSON: {e}") })?;
-    let id = mbqc_models::family_of(&config).image_token(&config);
+    let config: serde_json::Value =
+        serde_json::from_str(&text).map_err(|e| Error::Content { file, reason: format!("not valid JSON: {e}") })?;
+    let id = (mbqc_models::find(&config).image_token)(&config);
     Ok(id.map(|id| ImageToken { id, from: "config.json" }))
 }
 

@@ -59,9 +59,8 @@ pub fn compile(path: &Path, output: &Path, options: &Compile) -> Result<(), Erro
     }
     let runner = Walk::new(pipeline::pool(&options.common), Compute::F32);
     let file = pipeline::read(&folder.decoder, &options.common)?;
-    let read_part = |path: &Option<PathBuf>| {
-        path.as_ref().map(|p| pipeline::read(p, &options.common).map(|f| f.model)).transpose()
-    };
+    let read_part =
+        |path: &Option<PathBuf>| path.as_ref().map(|p| pipeline::read(p, &options.common).map(|f| f.model)).transpose();
     let frontend = if options.calib.is_some() {
         Frontend::of(&runner, read_part(&folder.vision)?, read_part(&folder.embed)?)?
     } else {

@@ -59,7 +59,7 @@ pub fn main_job(options: &Compile) -> Result<(), Error> {
 
 fn single(model: &Path, output: &Path, options: &Compile) -> Result<(), Error> {
     let pool = pool(&options.common);
-    let runner = Walk::new(pool.clone(), Compute::F32);
+    let runner = Walk::new(pool, Compute::F32);
     let file = read(model, &options.common)?;
     let folder = model.parent().map_or_else(PathBuf::new, Path::to_owned);
     let unit = Unit { file, path: model.to_owned(), folder, frontend: Frontend::none() };
@@ -112,7 +112,8 @@ pub fn compile(unit: Unit, output: &Path, options: &Compile, runner: &Walk) -> R
     })?;
     let plan = &mut prepared.plan;
     plan.source = stamp::file_hash(&path)?;
-    plan.calibration = options.calib.as_ref().filter(|_| method.needs_data()).map(|p| stamp::data_hash(p)).transpose()?;
+    plan.calibration =
+        options.calib.as_ref().filter(|_| method.needs_data()).map(|p| stamp::data_hash(p)).transpose()?;
     plan.settings["image_token"] = json!(image.map(|t| t.id));
     if let Some(out) = &options.plan_out {
         stamp::write_json(out, &*plan)?;
@@ -159,7 +160,7 @@ pub fn emit(
         ));
         options.target = Target::Ort;
     }
-    let mut result = apply::apply(&file.model, survey, plan, &options, &Arc::new(pool.clone()))?;
+    let mut result = apply::apply(&file.model, survey, plan, &options, &Arc::new(Pool::new(pool.threads())))?;
     verify::verify(&result).map_err(|source| Error::Law { pass: "apply", source })?;
     stamp::mark(&mut result, plan)?;
     Ok(onnx::write(Some(&file.source), &result, output, &WriteOptions::default())?)
@@ -195,7 +196,8 @@ fn pick_method(options: &Compile, progress: &Progress) -> Result<&'static Method
         }
     };
     let names = || method::METHODS.iter().map(|m| m.name).collect::<Vec<_>>().join(", ");
-    let method = method::find(name).ok_or_else(|| Error::Usage(format!("no method `{name}`; there are {}", names())))?;
+    let method =
+        method::find(name).ok_or_else(|| Error::Usage(format!("no method `{name}`; there are {}", names())))?;
     if method.needs_data() && options.calib.is_none() {
         return Err(Error::Usage(format!("method {name} needs calibration data; pass --calib, or --method range")));
     }
@@ -245,9 +247,7 @@ fn choose(model: &Model, survey: &Survey, options: &Compile) -> Result<(Vec<Chos
                     SkipKind::Unsupported,
                     format!("{} input channels, fewer than the group of {}; take a smaller group", site.k, spec.group),
                 )),
-                Some(spec) => {
-                    can_apply(model, site).map(|()| spec).map_err(|reason| (SkipKind::Unsupported, reason))
-                }
+                Some(spec) => can_apply(model, site).map(|()| spec).map_err(|reason| (SkipKind::Unsupported, reason)),
             }
         };
         match verdict {
@@ -312,9 +312,9 @@ fn why_nothing(skipped: &[Skipped], path: &Path) -> String {
 /// Prints what was done: a table for people, a document for programs.
 pub fn report(outcome: &Outcome, common: &Common) {
     if common.json {
-        let written = outcome.written.as_ref().map(|w| {
-            json!({ "model": w.model, "model_bytes": w.model_bytes, "data": w.data, "data_bytes": w.data_bytes })
-        });
+        let written = outcome.written.as_ref().map(
+            |w| json!({ "model": w.model, "model_bytes": w.model_bytes, "data": w.data, "data_bytes": w.data_bytes }),
+        );
         let document = json!({
             "plan": outcome.plan,
             "coverage": outcome.coverage,
@@ -340,12 +340,7 @@ pub fn report(outcome: &Outcome, common: &Common) {
     match &outcome.written {
         Some(w) => {
             let data = w.data.as_ref().map(|d| format!(" and {} ({:.2} MB)", d.display(), w.data_bytes as f64 / 1e6));
-            eprintln!(
-                "wrote {} ({:.2} MB){}",
-                w.model.display(),
-                w.model_bytes as f64 / 1e6,
-                data.unwrap_or_default()
-            );
+            eprintln!("wrote {} ({:.2} MB){}", w.model.display(), w.model_bytes as f64 / 1e6, data.unwrap_or_default());
         }
         None => eprintln!("dry run: nothing was written"),
     }

@@ -21,6 +21,16 @@ pub enum Class {
     Padding,
 }
 
+impl Class {
+    /// All classes, in the order of their indices.
+    pub const ALL: [Class; 4] = [Class::Vision, Class::Answer, Class::Prompt, Class::Padding];
+
+    /// Position in [`Class::ALL`].
+    pub fn index(self) -> usize {
+        self as usize
+    }
+}
+
 /// The node at which image features enter the token sequence, and the token id that marks their places.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Merge {

@@ -50,10 +50,12 @@ pub enum Round {
 }
 
 /// Which rows count as answer rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MaskShift {
-    /// Rows whose logits are supervised: the row before each answer token.
+    /// Rows whose logits are supervised: row `t` when token `t + 1` is an answer token. The row before the first answer
+    /// token is in, the last answer token, which predicts nothing, is out.
+    #[default]
     Shifted,
     /// Rows that carry an answer token (reference code).
     Unshifted,

@@ -86,11 +86,7 @@ pub fn bake(model: &Path, output: &Path, common: &Common) -> Result<(), Error> {
     Ok(())
 }
 
-fn edit(
-    model: &mut mbqc_passes::ir::Model,
-    path: &mbqc_passes::ir::GraphPath,
-    edits: Vec<Edit>,
-) -> Result<(), Error> {
+fn edit(model: &mut mbqc_passes::ir::Model, path: &mbqc_passes::ir::GraphPath, edits: Vec<Edit>) -> Result<(), Error> {
     match model.graph_at_mut(path) {
         Some(graph) => graph.apply(edits).map_err(|source| Error::Law { pass: "bake", source }),
         None => Ok(()),
@@ -125,9 +121,7 @@ fn nibbles(thirds: &Tensor, model: &Path) -> Result<Tensor, Error> {
         return Err(Error::Content { file: model.to_owned(), reason: "3-bit codes are not raw bytes".to_owned() });
     };
     let len = n * groups * block / 3 * 4;
-    let make = move || {
-        let blocks = bytes.chunks(block).map(mbqc_kernels::thirds_to_nibbles);
-        Ok(blocks.flatten().collect::<Vec<u8>>().into())
-    };
+    let group = block / 3 * 8;
+    let make = move || mbqc_kernels::thirds_to_nibbles(&bytes, group).map(Into::into).map_err(|e| e.to_string());
     Ok(Tensor::lazy(thirds.dtype, vec![n, groups, block / 3 * 4], Lazy::new(len, make)))
 }

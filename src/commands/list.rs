@@ -75,10 +75,7 @@ pub fn explain(name: &str) -> Result<(), Error> {
     let format_name = name.split('g').next().unwrap_or(name);
     for format in FORMATS.iter().filter(|f| f.name == name || f.name == format_name) {
         let schema = &format.schema;
-        found.push(format!(
-            "format {}\n\n{}\nCarried by {}::{}.",
-            format.name, format.about, schema.domain, schema.op
-        ));
+        found.push(format!("format {}\n\n{}\nCarried by {}::{}.", format.name, format.about, schema.domain, schema.op));
     }
     for method in METHODS.iter().filter(|m| m.name == name) {
         found.push(format!(

@@ -63,7 +63,8 @@ impl Coverage {
     pub fn table(&self) -> String {
         let mut text = String::new();
         let mb = |bytes: usize| bytes as f64 / 1e6;
-        let _ = writeln!(text, "{:<10} {:>6} {:>14} {:>10} {:>10}", "format", "layers", "weights", "MB before", "MB after");
+        let _ =
+            writeln!(text, "{:<10} {:>6} {:>14} {:>10} {:>10}", "format", "layers", "weights", "MB before", "MB after");
         for (format, line) in &self.quantized {
             let _ = writeln!(
                 text,
