@@ -1,7 +1,7 @@
 //! Weights that lie transposed in the file.
 
 use super::convert::{FloatType, convert};
-use crate::error::{Error, check_length};
+use crate::error::{Error, check_length, length};
 use std::ops::Range;
 
 /// Columns of the source (output channels) in a tile: a cache line and more of every row that it touches.
@@ -22,11 +22,11 @@ pub fn transpose_rows(
     rows: Range<usize>,
     out: &mut [f32],
 ) -> Result<(), Error> {
-    check_length("the transposed weight", bytes.len(), n * k * float.size())?;
+    check_length("the transposed weight", bytes.len(), length(&[n, k, float.size()]))?;
     if rows.end > n {
         return Err(Error::Length { what: "the range of rows", found: rows.end, expected: n });
     }
-    check_length("the output", out.len(), rows.len() * k)?;
+    check_length("the output", out.len(), length(&[rows.len(), k]))?;
     let size = float.size();
     let mut tile = [0.0f32; WIDE * TALL];
     for n0 in rows.clone().step_by(WIDE) {
