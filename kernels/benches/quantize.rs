@@ -80,7 +80,7 @@ fn main() {
         time(&format!("unpack {}g128", format.name), "M weights", count, || {
             black_box((format.unpack)(&stored).expect("what was packed"));
         });
-        for rows in [1, 16, 256] {
+        for rows in [1, 2, 4, 16, 256] {
             let kernel = format.kernel(rows);
             time(
                 &format!("{} {} rows {rows}", format.name, kernel.name),
@@ -95,6 +95,10 @@ fn main() {
     for rows in [1, 16, 256] {
         time(&format!("dense f32, rows {rows}"), "M multiply-adds", count * rows as f64, || {
             let (x, w) = (Mat::rows(&x[..rows * K], K), Mat::rows(&w, K).t());
+            gemm(rows, N, K, x, w, &mut y[..rows * N], Accumulate::Replace, &pool);
+        });
+        time(&format!("dense f32, W^T in memory, rows {rows}"), "M multiply-adds", count * rows as f64, || {
+            let (x, w) = (Mat::rows(&x[..rows * K], K), Mat::rows(&w, N));
             gemm(rows, N, K, x, w, &mut y[..rows * N], Accumulate::Replace, &pool);
         });
     }
