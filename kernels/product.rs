@@ -1,16 +1,13 @@
 //! Kernels that serve every weight format: they go through `unpack`.
 
 use crate::affine::{Codes, dequantize};
-use crate::dense::{Accumulate, Mat, Tiles, gemm_tile, transpose};
+use crate::dense::{Accumulate, Mat, Tiles, gemm_tile};
 use crate::error::{Error, check_length, length};
 use crate::format::{Format, Stored};
 use crate::pool::Pool;
 
 /// Output channels per panel. It depends on nothing, so that neither does the result; 64 rows of 4096 f32 are 1 MiB.
 const PANEL: usize = 64;
-
-/// Rows from which a panel is transposed before it is multiplied by (measured).
-const TRANSPOSE_FROM: usize = 4;
 
 /// What [`reference`] is, for a kernel's `about`.
 pub(crate) const ABOUT_REFERENCE: &str = "the formula, one output at a time; what the other kernels are judged by";
@@ -85,20 +82,11 @@ pub(crate) fn panels(
     let panels = pool.map(n.div_ceil(PANEL), |panel| {
         let channels = panel * PANEL..n.min((panel + 1) * PANEL);
         let panel = dequantize(&(format.unpack)(&w.rows(channels.clone()))?);
-        let (x, wide) = (Mat::rows(x, k), channels.len());
-        // With some rows, the dense product wants W^T as it lies; from W it would make a copy of its own, more slowly.
-        let mut panel_t = Vec::new();
-        let panel = if rows < TRANSPOSE_FROM {
-            Mat::rows(&panel, k).t()
-        } else {
-            panel_t.resize(panel.len(), 0.0);
-            transpose(&panel, wide, k, &mut panel_t);
-            Mat::rows(&panel_t, wide)
-        };
+        let (x, panel) = (Mat::rows(x, k), Mat::rows(&panel, k));
         #[expect(unsafe_code, reason = "threads write disjoint columns of one slice")]
         // SAFETY: panels are disjoint ranges of columns, and no panel is handed out twice.
         unsafe {
-            gemm_tile(rows, wide, k, x, panel, &y, (0, channels.start), Accumulate::Add);
+            gemm_tile(rows, channels.len(), k, x, panel.t(), &y, (0, channels.start), Accumulate::Add);
         }
         Ok(())
     });

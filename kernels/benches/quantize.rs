@@ -1,6 +1,6 @@
 //! How fast weights are read, rounded and packed, on one thread; each path checks itself before it is timed.
 //!
-//! `cargo bench -p mbqc-kernels --bench quantize`
+//! `cargo bench -p mbqc-kernels --bench quantize`, with `-- TEXT` for the lines that contain TEXT alone
 
 #![expect(clippy::print_stdout, reason = "the figures are what the program is for")]
 
@@ -14,8 +14,11 @@ use std::time::Instant;
 const N: usize = 2048;
 const K: usize = 4096;
 
-/// The best of several runs, in units of `count` per second.
+/// The best of several runs, in millions of `unit` per second, `count` of them per run.
 fn time(what: &str, unit: &str, count: f64, mut run: impl FnMut()) {
+    if std::env::args().skip(1).any(|text| !text.starts_with("--") && !what.contains(&text)) {
+        return;
+    }
     run();
     let best = (0..5).map(|_| {
         let start = Instant::now();
@@ -80,7 +83,7 @@ fn main() {
         time(&format!("unpack {}g128", format.name), "M weights", count, || {
             black_box((format.unpack)(&stored).expect("what was packed"));
         });
-        for rows in [1, 2, 4, 16, 256] {
+        for rows in [1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 256] {
             let kernel = format.kernel(rows);
             time(
                 &format!("{} {} rows {rows}", format.name, kernel.name),

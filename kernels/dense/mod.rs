@@ -11,5 +11,4 @@ pub use gemm::{Accumulate, Mat, gemm};
 pub(crate) use gemm::{Tiles, gemm_tile};
 pub use norm::{layer_norm, rms_norm};
 pub use softmax::softmax;
-pub(crate) use transpose::transpose;
 pub use transpose::transpose_rows;
