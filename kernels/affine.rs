@@ -19,7 +19,7 @@ mod symmetric;
 pub use search::{POWER, SHRINK, search_range};
 pub use symmetric::{SymmetricCodes, dequantize_symmetric, quantize_symmetric};
 
-use crate::error::{Error, check_length};
+use crate::error::{Error, check_length, length};
 use half::{bf16, f16};
 
 /// The smallest range of a group; narrower ones are treated as this wide.
@@ -104,7 +104,7 @@ impl Rounding {
         if self.group == 0 {
             return Err(Error::Group { group: 0 });
         }
-        check_length("the weight", w.len(), n * k)
+        check_length("the weight", w.len(), length(&[n, k]))
     }
 }
 
@@ -135,8 +135,8 @@ impl Codes {
 
     /// `Ok` if the three vectors are as long as the shape says.
     pub fn check(&self) -> Result<(), Error> {
-        let groups = self.n * self.groups();
-        check_length("the codes", self.codes.len(), self.n * self.k)?;
+        let groups = length(&[self.n, self.groups()]);
+        check_length("the codes", self.codes.len(), length(&[self.n, self.k]))?;
         check_length("the scales", self.scales.len(), groups)?;
         check_length("the zero points", self.zero_points.len(), groups)
     }

@@ -62,19 +62,21 @@ pub(crate) fn unpack(
 ) -> Result<Codes, Error> {
     stored.check(format)?;
     let &Stored { n, k, group, .. } = stored;
+    if n == 0 || k == 0 {
+        let (codes, scales, zero_points) = (Vec::new(), Vec::new(), Vec::new());
+        return Ok(Codes { n, k, group, bits: format.bits, codes, scales, zero_points });
+    }
     let groups = stored.groups();
     let bytes = group / 8 * format.bits as usize;
     let mut codes = vec![0; n * k];
     let mut padded = vec![0; group];
-    if k != 0 {
-        for (row, b) in codes.chunks_mut(k).zip(stored.b.chunks(groups * bytes)) {
-            for (out, block) in row.chunks_mut(group).zip(b.chunks(bytes)) {
-                if out.len() == group {
-                    unpack_block(block, out);
-                } else {
-                    unpack_block(block, &mut padded);
-                    out.copy_from_slice(&padded[..out.len()]);
-                }
+    for (row, b) in codes.chunks_mut(k).zip(stored.b.chunks(groups * bytes)) {
+        for (out, block) in row.chunks_mut(group).zip(b.chunks(bytes)) {
+            if out.len() == group {
+                unpack_block(block, out);
+            } else {
+                unpack_block(block, &mut padded);
+                out.copy_from_slice(&padded[..out.len()]);
             }
         }
     }
@@ -87,9 +89,6 @@ fn unpack_zero_points(format: &Format, stored: &Stored<'_>, groups: usize) -> Re
         return Ok(vec![1 << (format.bits - 1); stored.n * groups]);
     };
     let mut zeros = vec![0; stored.n * groups];
-    if groups == 0 {
-        return Ok(zeros);
-    }
     let bytes = (groups * format.zero_point_bits as usize).div_ceil(8);
     for (zeros, packed) in zeros.chunks_mut(groups).zip(packed.chunks(bytes)) {
         unpack_bits(format.zero_point_bits, packed, zeros);

@@ -80,3 +80,11 @@ pub enum Error {
 pub(crate) fn check_length(what: &'static str, found: usize, expected: usize) -> Result<(), Error> {
     if found == expected { Ok(()) } else { Err(Error::Length { what, found, expected }) }
 }
+
+/// The length of a slice with these sizes: their product, or, where that overflows, a number that no slice has as its length.
+pub(crate) fn length(sizes: &[usize]) -> usize {
+    if sizes.contains(&0) {
+        return 0;
+    }
+    sizes.iter().fold(1, |product: usize, &size| product.saturating_mul(size))
+}

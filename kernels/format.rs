@@ -2,7 +2,7 @@
 
 use crate::affine::Codes;
 use crate::dense::convert::{self, FloatType};
-use crate::error::{Error, check_length};
+use crate::error::{Error, check_length, length};
 use crate::pool::Pool;
 use crate::{w2, w3, w4, w8};
 use half::f16;
@@ -195,20 +195,15 @@ impl<'a> Stored<'a> {
             return Err(Error::Group { group: self.group });
         }
         let groups = self.groups();
-        let block = self.group / 8 * format.bits as usize;
-        check_length("the packed codes", self.b.len(), product(&[self.n, groups, block]))?;
-        check_length("the scales", self.scales.len(), product(&[self.n, groups]))?;
+        let block = length(&[self.group / 8, format.bits as usize]);
+        check_length("the packed codes", self.b.len(), length(&[self.n, groups, block]))?;
+        check_length("the scales", self.scales.len(), length(&[self.n, groups]))?;
         if let Some(zeros) = self.zero_points {
-            let row = product(&[groups, format.zero_point_bits as usize]).div_ceil(8);
-            check_length("the packed zero points", zeros.len(), product(&[self.n, row]))?;
+            let row = length(&[groups, format.zero_point_bits as usize]).div_ceil(8);
+            check_length("the packed zero points", zeros.len(), length(&[self.n, row]))?;
         }
         Ok(())
     }
-}
-
-/// The product of sizes, or a number that no slice has as its length.
-fn product(sizes: &[usize]) -> usize {
-    sizes.iter().fold(1, |product: usize, &size| product.saturating_mul(size))
 }
 
 /// The signature of a kernel: `y = x W^T + bias` with `x: [rows, k]`, `w: [n, k]` stored, `bias: [n]`, `y: [rows, n]`. The

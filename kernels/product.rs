@@ -2,7 +2,7 @@
 
 use crate::affine::{Codes, dequantize};
 use crate::dense::{Accumulate, Mat, Tiles, gemm_tile};
-use crate::error::{Error, check_length};
+use crate::error::{Error, check_length, length};
 use crate::format::{Format, Stored};
 use crate::pool::Pool;
 
@@ -102,7 +102,7 @@ fn at_panel(error: Error, start: usize) -> Error {
 }
 
 fn check(x: &[f32], rows: usize, w: &Stored<'_>, bias: Option<&[f32]>, y: &[f32]) -> Result<(), Error> {
-    check_length("x", x.len(), rows * w.k)?;
-    check_length("y", y.len(), rows * w.n)?;
+    check_length("x", x.len(), length(&[rows, w.k]))?;
+    check_length("y", y.len(), length(&[rows, w.n]))?;
     bias.map_or(Ok(()), |bias| check_length("the bias", bias.len(), w.n))
 }

@@ -2,7 +2,7 @@
 
 use super::row::{clamp, round};
 use super::{LEAST_RANGE, ScaleType};
-use crate::error::{Error, check_length};
+use crate::error::{Error, check_length, length};
 
 /// A weight as signed integers, one scale per output channel, no zero point.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,7 +29,7 @@ pub fn quantize_symmetric(w: &[f32], n: usize, k: usize, bits: u32, scale: Scale
     if !(2..=8).contains(&bits) {
         return Err(Error::Bits { bits, least: 2 });
     }
-    check_length("the weight", w.len(), n * k)?;
+    check_length("the weight", w.len(), length(&[n, k]))?;
     let top = ((1i32 << (bits - 1)) - 1) as f32;
     let mut out = SymmetricCodes { n, k, bits, codes: vec![0; n * k], scales: vec![scale.round(LEAST_RANGE / top); n] };
     if k == 0 {

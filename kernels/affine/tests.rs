@@ -1,5 +1,6 @@
 use super::row::round;
 use super::*;
+use crate::multiversion::forced;
 
 fn rounding(bits: u32, group: usize, range: Range) -> Rounding {
     Rounding { bits, group, range, scale: ScaleType::F32 }
@@ -273,4 +274,25 @@ fn three_sweeps_find_nearly_what_the_whole_grid_has() {
         whole += errors.fold(f64::INFINITY, f64::min);
     }
     assert!(found >= whole * 0.9999 && found < whole * 1.1, "{found} against {whole} of the whole grid");
+}
+
+#[test]
+fn every_instruction_set_gives_the_same_codes() {
+    let (n, k) = (13, 333);
+    let w = weights(n * k, 5, 0.02, 0.001);
+    for bits in [2, 3, 4, 8] {
+        for group in [16, 100, 128] {
+            let rounding = Rounding { scale: ScaleType::F16, ..Rounding::new(bits, group) };
+            let answers = forced::each(|| {
+                let plain = quantize(&w, n, k, &rounding).expect("finite weights");
+                let searched = search_range(&w, n, k, &rounding).expect("finite weights");
+                let signed = quantize_symmetric(&w, n, k, bits, ScaleType::BF16).expect("finite weights");
+                let back = dequantize(&searched);
+                (plain, searched, signed, back)
+            });
+            for (isa, answer) in &answers[1..] {
+                assert_eq!(*answer, answers[0].1, "{isa:?}, {bits} bits, groups of {group}");
+            }
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! Matrix products, by the `gemm` crate underneath.
 
 use super::float::Float;
+use super::transpose::transpose;
 use crate::pool::Pool;
 use std::marker::PhantomData;
 
@@ -47,6 +48,9 @@ impl<'a, T> Mat<'a, T> {
         last.and_then(|(down, right)| down.checked_add(right)).is_some_and(|last| last < self.data.len())
     }
 }
+
+/// Rows of A up to which the `gemm` crate multiplies row by row, and likes B with its columns in one piece.
+const FEW_ROWS: usize = 4;
 
 /// What happens to the former content of C.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,6 +147,15 @@ pub(crate) unsafe fn gemm_tile<T: Float>(
 ) {
     assert!(a.holds(m, k) && b.holds(k, n), "a is [m, k] and b is [k, n]");
     assert!(column + n <= c.columns && (row + m) * c.columns <= c.length, "the rectangle lies in c");
+    let mut b_rows = Vec::new();
+    let b = if b.row_stride == 1 && b.column_stride > 1 && m > FEW_ROWS && n > 1 {
+        // B^T in memory (a weight as it is stored): the crate would bring it in order too, several times more slowly.
+        b_rows.resize(k * n, T::ZERO);
+        transpose(b.data, n, k, b.column_stride, &mut b_rows);
+        Mat::rows(&b_rows, n)
+    } else {
+        b
+    };
     // Slices are at most isize::MAX bytes long, and a stride beyond the slice is never followed.
     let stride = |stride: usize| isize::try_from(stride).unwrap_or(isize::MAX);
     // SAFETY: the assertions above keep every access within its slice; the caller keeps others out of the rectangle.
