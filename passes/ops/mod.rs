@@ -11,6 +11,7 @@ mod cast;
 mod compare;
 mod concat;
 mod conv;
+mod einsum;
 mod expand;
 mod gather;
 mod generate;
@@ -331,6 +332,7 @@ pub const OPS: &[&[OpDef]] = &[
     norm::ROWS,
     linear::ROWS,
     conv::ROWS,
+    einsum::ROWS,
     grad::ROWS,
     concat::ROWS,
     expand::ROWS,

@@ -150,7 +150,7 @@ const FLOOR: OpDef = op(
     "The largest whole number that is not larger.",
     |c| map(c, f32::floor, f64::floor),
     Vjp::Zero,
-    &[FLOATS, TIES, EMPTY],
+    &[FLOATS_ONLY, TIES, EMPTY],
 );
 
 const CEIL: OpDef = op(
@@ -158,7 +158,7 @@ const CEIL: OpDef = op(
     "The smallest whole number that is not smaller.",
     |c| map(c, f32::ceil, f64::ceil),
     Vjp::Zero,
-    &[FLOATS, TIES, EMPTY],
+    &[FLOATS_ONLY, TIES, EMPTY],
 );
 
 const ROUND: OpDef = op(
@@ -166,7 +166,7 @@ const ROUND: OpDef = op(
     "The nearest whole number, ties to even.",
     |c| map(c, f32::round_ties_even, f64::round_ties_even),
     Vjp::Zero,
-    &[FLOATS, TIES, EMPTY],
+    &[FLOATS_ONLY, TIES, EMPTY],
 );
 
 const SIGN: OpDef = op(
@@ -174,7 +174,7 @@ const SIGN: OpDef = op(
     "-1, 0 or 1.",
     |c| numbers(c, sign, sign, i64::signum),
     Vjp::Zero,
-    &[FLOATS, TIES, INTS, EMPTY],
+    &[FLOATS_ONLY, TIES, INTS, EMPTY],
 );
 
 const RELU: OpDef = op(
