@@ -1,7 +1,8 @@
 //! Convolutions, as matrix products over patches.
 
+use mbqc_kernels::dense::{Accumulate, Mat, gemm};
+
 use super::carrier::{Outputs, Real, by_precision, floats};
-use super::product::{Accumulate, Mat, gemm};
 use super::rules::{Gradients, gradient, only_first, wanted};
 use super::{Call, Flow, Input, OpDef, OpError, Sample, SampleAttr, Vjp, VjpCall, broadcast};
 use crate::ir::{Attr, Node};
@@ -57,18 +58,16 @@ const CONV_GRAD: OpDef = OpDef {
     flow: Flow::Ends,
     vjp: Vjp::Missing,
     samples: &[
-        Sample::new("patches", &[
-            Input::uniform(&[1, 2, 2, 2]),
-            Input::uniform(&[2, 3, 2, 2]),
-            Input::uniform(&[1, 3, 4, 4]),
-        ])
+        Sample::new(
+            "patches",
+            &[Input::uniform(&[1, 2, 2, 2]), Input::uniform(&[2, 3, 2, 2]), Input::uniform(&[1, 3, 4, 4])],
+        )
         .attrs(&[("strides", SampleAttr::Ints(&[2, 2]))])
         .opset(1),
-        Sample::new("rest of the image unseen", &[
-            Input::uniform(&[1, 2, 2, 1]),
-            Input::uniform(&[2, 1, 2, 2]),
-            Input::uniform(&[1, 1, 5, 3]),
-        ])
+        Sample::new(
+            "rest of the image unseen",
+            &[Input::uniform(&[1, 2, 2, 1]), Input::uniform(&[2, 1, 2, 2]), Input::uniform(&[1, 1, 5, 3])],
+        )
         .attrs(&[("strides", SampleAttr::Ints(&[2, 2]))])
         .opset(1),
     ],

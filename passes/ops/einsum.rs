@@ -52,7 +52,8 @@ impl Equation {
             Some(right) => right.chars().collect(),
             None => {
                 let all: Vec<char> = terms.iter().flatten().copied().collect();
-                let mut once: Vec<char> = all.iter().copied().filter(|c| all.iter().filter(|d| *d == c).count() == 1).collect();
+                let mut once: Vec<char> =
+                    all.iter().copied().filter(|c| all.iter().filter(|d| *d == c).count() == 1).collect();
                 once.sort_unstable();
                 once
             }

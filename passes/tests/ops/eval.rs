@@ -14,7 +14,7 @@ use crate::samples::{all, evaluate, inputs, is_float, key, model, numbers};
 const TOLERANCE: f64 = 1e-5;
 
 const REGENERATE: &str = "write the samples with `MBQC_WRITE_SAMPLES=samples.json cargo test -p mbqc-passes --test ops \
-                          eval`, then run `python tests/oracle/op_goldens.py samples.json passes/tests/goldens/ops.json`";
+                          eval`, then run `python tests/oracle/op_samples.py samples.json passes/tests/goldens/ops.json`";
 
 /// A number as JSON has it: what is not finite by name.
 fn number(value: f64) -> Value {
@@ -143,7 +143,8 @@ fn samples_agree_with_their_witness() {
 #[test]
 fn double_precision_is_double() {
     // erf(0.5), tanh(0.5), 1 / (1 + exp(-0.5)) to 16 digits, from tables.
-    let known = [("Erf", 0.520_499_877_813_046_5), ("Tanh", 0.462_117_157_260_009_8), ("Sigmoid", 0.622_459_331_201_854_6)];
+    let known =
+        [("Erf", 0.520_499_877_813_046_5), ("Tanh", 0.462_117_157_260_009_8), ("Sigmoid", 0.622_459_331_201_854_6)];
     for (name, expected) in known {
         let op = mbqc_passes::ops::find("", name).expect("in the table");
         let sample = &op.samples[0];

@@ -1,13 +1,15 @@
 //! Reverse-mode rules against central differences.
 
-use mbqc_kernels::pool::Pool;
+use mbqc_kernels::Pool;
 use mbqc_passes::array::{Array, Buf, Compute};
 use mbqc_passes::ir::ValueId;
 use mbqc_passes::ops::{OpDef, Sample, Vjp};
 use mbqc_passes::rewrite::reverse::reverse;
 use mbqc_passes::run::{Feeds, Runner, Walk};
 
-use crate::samples::{Random, all, evaluate, input_name, inputs, is_float, key, model, numbers, op_key, ops};
+use crate::samples::{
+    Random, UNSAMPLED, all, evaluate, input_name, inputs, is_float, key, model, numbers, op_key, ops,
+};
 
 /// Differences and rules agree to about 1e-9 where nothing is wrong, constants of rules being rounded to `f32` to about
 /// 1e-7; a mistake in a formula shows in the first digits.
@@ -56,8 +58,7 @@ fn slopes(op: &OpDef, sample: &Sample) -> Result<Vec<(usize, Vec<Slopes>)>, Stri
     let given = inputs(op, sample, Compute::F64);
     let mut random = Random::new(&key(op, sample));
     let outputs = evaluate(op, sample, &model, &given, Compute::F64).map_err(|e| e.to_string())?;
-    let seeds: Vec<Option<Array>> =
-        outputs.iter().map(|y| is_float(y).then(|| random_like(y, &mut random))).collect();
+    let seeds: Vec<Option<Array>> = outputs.iter().map(|y| is_float(y).then(|| random_like(y, &mut random))).collect();
     let seeded: Vec<ValueId> =
         graph.outputs().iter().zip(&seeds).filter(|(_, seed)| seed.is_some()).map(|(&v, _)| v).collect();
     let find = |slot: usize| graph.find(&input_name(slot)).ok_or_else(|| format!("input {slot} is absent"));
@@ -148,6 +149,8 @@ fn every_rule_has_a_sample() {
         let sampled = op.samples.iter().any(|sample| !sample.grads.is_empty());
         let has_rule = matches!(op.vjp, Vjp::Rule(_));
         assert_eq!(sampled, has_rule, "{}: samples with gradients belong to operators with a rule", op_key(op));
-        assert!(!op.samples.is_empty() && !op.about.is_empty(), "{} has no samples or says nothing", op_key(op));
+        let excused = UNSAMPLED.contains(&op_key(op).as_str());
+        assert_eq!(excused, op.samples.is_empty(), "{}: samples, or a place in the list of those without", op_key(op));
+        assert!(!op.about.is_empty(), "{} does not say what it does", op_key(op));
     }
 }
