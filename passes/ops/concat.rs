@@ -2,11 +2,8 @@
 
 use SampleAttr::{Int, Ints};
 
-use super::layout::{
-    View, axis_of, bools, carried_like, case, count, d_output, dims, first_only, input, int32s, ints, moved_rows, room,
-    size_along, uniform, zeros_like,
-};
-use super::{Call, Flow, FlowCall, OpDef, OpError, Rows, Sample, SampleAttr, Vjp, VjpCall};
+use super::layout::{View, axis_of, carried_like, count, d_output, dims, first_only, input, moved_rows, room, size_along, zeros_like};
+use super::{Call, Flow, FlowCall, Input, OpDef, OpError, Rows, Sample, SampleAttr, Vjp, VjpCall};
 use crate::array::{Array, Buf};
 use crate::ir::Attr;
 use crate::rewrite::tape::Tape;
@@ -21,19 +18,14 @@ pub(super) const ROWS: &[OpDef] = &[
         flow: Flow::Rule(concat_flow),
         vjp: Vjp::Rule(concat_vjp),
         samples: &[
-            case("first axis", &[uniform(&[2, 3]), uniform(&[1, 3])], &[("axis", Int(0))], &[0, 1]),
-            case(
-                "last axis, three",
-                &[uniform(&[2, 1]), uniform(&[2, 3]), uniform(&[2, 2])],
-                &[("axis", Int(-1))],
-                &[0, 1, 2],
-            ),
-            case("middle axis", &[uniform(&[2, 1, 2]), uniform(&[2, 2, 2])], &[("axis", Int(-2))], &[0, 1]),
-            case("empty cache", &[uniform(&[2, 0, 3]), uniform(&[2, 2, 3])], &[("axis", Int(1))], &[1]),
-            case("alone", &[uniform(&[2, 3])], &[("axis", Int(0))], &[0]),
-            case("int64", &[ints(&[1], &[1]), ints(&[2], &[2, 3])], &[("axis", Int(0))], &[]),
-            case("int32", &[int32s(&[1], &[1]), int32s(&[2], &[2, 3])], &[("axis", Int(0))], &[]),
-            case("bool", &[bools(&[2, 1], &[true, false]), bools(&[2, 1], &[true])], &[("axis", Int(1))], &[]),
+            Sample::new("first axis", &[Input::uniform(&[2, 3]), Input::uniform(&[1, 3])]).attrs(&[("axis", Int(0))]).grads(&[0, 1]),
+            Sample::new("last axis, three", &[Input::uniform(&[2, 1]), Input::uniform(&[2, 3]), Input::uniform(&[2, 2])]).attrs(&[("axis", Int(-1))]).grads(&[0, 1, 2]),
+            Sample::new("middle axis", &[Input::uniform(&[2, 1, 2]), Input::uniform(&[2, 2, 2])]).attrs(&[("axis", Int(-2))]).grads(&[0, 1]),
+            Sample::new("empty cache", &[Input::uniform(&[2, 0, 3]), Input::uniform(&[2, 2, 3])]).attrs(&[("axis", Int(1))]).grads(&[1]),
+            Sample::new("alone", &[Input::uniform(&[2, 3])]).attrs(&[("axis", Int(0))]).grads(&[0]),
+            Sample::new("int64", &[Input::ints(&[1], &[1]), Input::ints(&[2], &[2, 3])]).attrs(&[("axis", Int(0))]),
+            Sample::new("int32", &[Input::int32s(&[1], &[1]), Input::int32s(&[2], &[2, 3])]).attrs(&[("axis", Int(0))]),
+            Sample::new("bool", &[Input::bools(&[2, 1], &[true, false]), Input::bools(&[2, 1], &[true])]).attrs(&[("axis", Int(1))]),
         ],
     },
     OpDef {
@@ -44,23 +36,12 @@ pub(super) const ROWS: &[OpDef] = &[
         flow: Flow::Rule(split_flow),
         vjp: Vjp::Rule(split_vjp),
         samples: &[
-            Sample {
-                outputs: 3,
-                ..case("sizes", &[uniform(&[2, 6]), ints(&[3], &[1, 3, 2])], &[("axis", Int(-1))], &[0])
-            },
-            Sample { outputs: 2, ..case("equal", &[uniform(&[4, 2])], &[], &[0]) },
-            Sample { outputs: 2, ..case("empty piece", &[uniform(&[2, 3]), ints(&[2], &[0, 2])], &[], &[0]) },
-            Sample {
-                outputs: 2,
-                opset: 18,
-                ..case("uneven", &[uniform(&[2, 5])], &[("axis", Int(1)), ("num_outputs", Int(2))], &[0])
-            },
-            Sample {
-                outputs: 2,
-                opset: 11,
-                ..case("sizes as attribute", &[uniform(&[3, 2])], &[("split", Ints(&[1, 2]))], &[0])
-            },
-            Sample { outputs: 2, ..case("int64", &[ints(&[4], &[1, 2, 3, 4])], &[], &[]) },
+            Sample::new("sizes", &[Input::uniform(&[2, 6]), Input::ints(&[3], &[1, 3, 2])]).attrs(&[("axis", Int(-1))]).grads(&[0]).outputs(3),
+            Sample::new("equal", &[Input::uniform(&[4, 2])]).grads(&[0]).outputs(2),
+            Sample::new("empty piece", &[Input::uniform(&[2, 3]), Input::ints(&[2], &[0, 2])]).grads(&[0]).outputs(2),
+            Sample::new("uneven", &[Input::uniform(&[2, 5])]).attrs(&[("axis", Int(1)), ("num_outputs", Int(2))]).grads(&[0]).outputs(2).opset(18),
+            Sample::new("sizes as attribute", &[Input::uniform(&[3, 2])]).attrs(&[("split", Ints(&[1, 2]))]).grads(&[0]).outputs(2).opset(11),
+            Sample::new("int64", &[Input::ints(&[4], &[1, 2, 3, 4])]).outputs(2),
         ],
     },
 ];
@@ -131,7 +112,7 @@ fn sizes(call: &Call<'_>, size: usize) -> Result<Vec<usize>, OpError> {
     };
     let sizes = match given {
         Some(sizes) => dims(&sizes)?,
-        None if call.opset < 18 && size % pieces.max(1) != 0 => {
+        None if call.opset < 18 && !size.is_multiple_of(pieces.max(1)) => {
             return Err(OpError::Shape(format!("an axis of {size} cannot be split into {pieces} equal pieces")));
         }
         None => {

@@ -1,9 +1,7 @@
 //! Repeating elements.
 
-use super::layout::{
-    View, bools, case, count, d_output, dims, first_only, input, ints, moved_rows, same_rows, uniform,
-};
-use super::{Call, Flow, FlowCall, OpDef, OpError, Rows, Vjp, VjpCall};
+use super::layout::{View, count, d_output, dims, first_only, input, moved_rows, same_rows};
+use super::{Call, Flow, FlowCall, Input, OpDef, OpError, Rows, Sample, Vjp, VjpCall};
 use crate::array::Array;
 use crate::ir::{Attr, Tensor};
 use crate::rewrite::tape::Tape;
@@ -18,14 +16,14 @@ pub(super) const ROWS: &[OpDef] = &[
         flow: Flow::Rule(flow),
         vjp: Vjp::Rule(expand_vjp),
         samples: &[
-            case("one axis", &[uniform(&[2, 1, 3]), ints(&[3], &[2, 4, 3])], &[], &[0]),
-            case("new axes", &[uniform(&[3]), ints(&[3], &[2, 2, 3])], &[], &[0]),
-            case("ones keep the size", &[uniform(&[2, 3]), ints(&[2], &[1, 1])], &[], &[0]),
-            case("shorter shape", &[uniform(&[2, 1, 3]), ints(&[2], &[4, 1])], &[], &[0]),
-            case("scalar", &[uniform(&[]), ints(&[2], &[2, 3])], &[], &[0]),
-            case("to nothing", &[uniform(&[1, 3]), ints(&[2], &[0, 3])], &[], &[]),
-            case("bool", &[bools(&[1, 2], &[true, false]), ints(&[2], &[3, 2])], &[], &[]),
-            case("int64", &[ints(&[2, 1], &[4, 5]), ints(&[2], &[2, 3])], &[], &[]),
+            Sample::new("one axis", &[Input::uniform(&[2, 1, 3]), Input::ints(&[3], &[2, 4, 3])]).grads(&[0]),
+            Sample::new("new axes", &[Input::uniform(&[3]), Input::ints(&[3], &[2, 2, 3])]).grads(&[0]),
+            Sample::new("ones keep the size", &[Input::uniform(&[2, 3]), Input::ints(&[2], &[1, 1])]).grads(&[0]),
+            Sample::new("shorter shape", &[Input::uniform(&[2, 1, 3]), Input::ints(&[2], &[4, 1])]).grads(&[0]),
+            Sample::new("scalar", &[Input::uniform(&[]), Input::ints(&[2], &[2, 3])]).grads(&[0]),
+            Sample::new("to nothing", &[Input::uniform(&[1, 3]), Input::ints(&[2], &[0, 3])]),
+            Sample::new("bool", &[Input::bools(&[1, 2], &[true, false]), Input::ints(&[2], &[3, 2])]),
+            Sample::new("int64", &[Input::ints(&[2, 1], &[4, 5]), Input::ints(&[2], &[2, 3])]),
         ],
     },
     OpDef {
@@ -36,12 +34,12 @@ pub(super) const ROWS: &[OpDef] = &[
         flow: Flow::Rule(flow),
         vjp: Vjp::Rule(tile_vjp),
         samples: &[
-            case("both axes", &[uniform(&[2, 3]), ints(&[2], &[2, 3])], &[], &[0]),
-            case("one axis", &[uniform(&[2, 1, 3]), ints(&[3], &[1, 4, 1])], &[], &[0]),
-            case("not at all", &[uniform(&[2, 3]), ints(&[2], &[1, 1])], &[], &[0]),
-            case("to nothing", &[uniform(&[2, 3]), ints(&[2], &[0, 1])], &[], &[]),
-            case("int64", &[ints(&[2], &[4, 5]), ints(&[1], &[3])], &[], &[]),
-            case("bool", &[bools(&[3], &[true, false, true]), ints(&[1], &[2])], &[], &[]),
+            Sample::new("both axes", &[Input::uniform(&[2, 3]), Input::ints(&[2], &[2, 3])]).grads(&[0]),
+            Sample::new("one axis", &[Input::uniform(&[2, 1, 3]), Input::ints(&[3], &[1, 4, 1])]).grads(&[0]),
+            Sample::new("not at all", &[Input::uniform(&[2, 3]), Input::ints(&[2], &[1, 1])]).grads(&[0]),
+            Sample::new("to nothing", &[Input::uniform(&[2, 3]), Input::ints(&[2], &[0, 1])]),
+            Sample::new("int64", &[Input::ints(&[2], &[4, 5]), Input::ints(&[1], &[3])]),
+            Sample::new("bool", &[Input::bools(&[3], &[true, false, true]), Input::ints(&[1], &[2])]),
         ],
     },
 ];

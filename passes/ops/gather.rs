@@ -2,11 +2,8 @@
 
 use SampleAttr::Int;
 
-use super::layout::{
-    axis_of, axis_runs, bools, case, count, d_output, first_only, input, int32s, ints, moved_rows, picked, room,
-    uniform, wrapped,
-};
-use super::{Call, Flow, FlowCall, OpDef, OpError, Rows, SampleAttr, Vjp, VjpCall};
+use super::layout::{axis_of, axis_runs, count, d_output, first_only, input, moved_rows, picked, room, wrapped};
+use super::{Call, Flow, FlowCall, Input, OpDef, OpError, Rows, Sample, SampleAttr, Vjp, VjpCall};
 use crate::array::Array;
 use crate::ir::Attr;
 use crate::rewrite::tape::Tape;
@@ -21,13 +18,13 @@ pub(super) const ROWS: &[OpDef] = &[
         flow: Flow::Rule(gather_flow),
         vjp: Vjp::Rule(gather_vjp),
         samples: &[
-            case("embedding", &[uniform(&[5, 3]), ints(&[2, 2], &[4, 0, 0, 2])], &[], &[0]),
-            case("last axis", &[uniform(&[2, 4]), ints(&[3], &[-1, 1, 1])], &[("axis", Int(-1))], &[0]),
-            case("scalar index", &[uniform(&[2, 3, 2]), ints(&[], &[1])], &[("axis", Int(1))], &[0]),
-            case("of a shape", &[ints(&[3], &[7, 8, 9]), ints(&[], &[-2])], &[], &[]),
-            case("int32 indices", &[uniform(&[3, 2]), int32s(&[2], &[2, 0])], &[], &[0]),
-            case("bool", &[bools(&[3], &[true, false, true]), ints(&[2], &[0, 1])], &[], &[]),
-            case("no indices", &[uniform(&[3, 2]), ints(&[0], &[])], &[], &[]),
+            Sample::new("embedding", &[Input::uniform(&[5, 3]), Input::ints(&[2, 2], &[4, 0, 0, 2])]).grads(&[0]),
+            Sample::new("last axis", &[Input::uniform(&[2, 4]), Input::ints(&[3], &[-1, 1, 1])]).attrs(&[("axis", Int(-1))]).grads(&[0]),
+            Sample::new("scalar index", &[Input::uniform(&[2, 3, 2]), Input::ints(&[], &[1])]).attrs(&[("axis", Int(1))]).grads(&[0]),
+            Sample::new("of a shape", &[Input::ints(&[3], &[7, 8, 9]), Input::ints(&[], &[-2])]),
+            Sample::new("int32 indices", &[Input::uniform(&[3, 2]), Input::int32s(&[2], &[2, 0])]).grads(&[0]),
+            Sample::new("bool", &[Input::bools(&[3], &[true, false, true]), Input::ints(&[2], &[0, 1])]),
+            Sample::new("no indices", &[Input::uniform(&[3, 2]), Input::ints(&[0], &[])]),
         ],
     },
     OpDef {
@@ -38,19 +35,14 @@ pub(super) const ROWS: &[OpDef] = &[
         flow: Flow::Rule(gather_nd_flow),
         vjp: Vjp::Rule(gather_nd_vjp),
         samples: &[
-            case("elements", &[uniform(&[3, 2]), ints(&[3, 2], &[0, 1, 2, 0, 0, 1])], &[], &[0]),
-            case("rows", &[uniform(&[3, 2]), ints(&[2, 2, 1], &[2, 0, -1, 1])], &[], &[0]),
-            case("blocks", &[uniform(&[2, 2, 3]), ints(&[1, 2], &[1, 0])], &[], &[0]),
-            case("batch", &[uniform(&[2, 3, 2]), ints(&[2, 1], &[2, 0])], &[("batch_dims", Int(1))], &[0]),
-            case(
-                "batch of several",
-                &[uniform(&[2, 3, 2]), ints(&[2, 2, 1], &[2, 0, 1, 1])],
-                &[("batch_dims", Int(1))],
-                &[0],
-            ),
-            case("bool", &[bools(&[2, 2], &[true, false, false]), ints(&[1, 1], &[1])], &[], &[]),
-            case("int64", &[ints(&[4], &[1, 2, 3, 4]), ints(&[2, 1], &[3, 0])], &[], &[]),
-            case("no indices", &[uniform(&[3, 2]), ints(&[0, 1], &[])], &[], &[]),
+            Sample::new("elements", &[Input::uniform(&[3, 2]), Input::ints(&[3, 2], &[0, 1, 2, 0, 0, 1])]).grads(&[0]),
+            Sample::new("rows", &[Input::uniform(&[3, 2]), Input::ints(&[2, 2, 1], &[2, 0, -1, 1])]).grads(&[0]),
+            Sample::new("blocks", &[Input::uniform(&[2, 2, 3]), Input::ints(&[1, 2], &[1, 0])]).grads(&[0]),
+            Sample::new("batch", &[Input::uniform(&[2, 3, 2]), Input::ints(&[2, 1], &[2, 0])]).attrs(&[("batch_dims", Int(1))]).grads(&[0]),
+            Sample::new("batch of several", &[Input::uniform(&[2, 3, 2]), Input::ints(&[2, 2, 1], &[2, 0, 1, 1])]).attrs(&[("batch_dims", Int(1))]).grads(&[0]),
+            Sample::new("bool", &[Input::bools(&[2, 2], &[true, false, false]), Input::ints(&[1, 1], &[1])]),
+            Sample::new("int64", &[Input::ints(&[4], &[1, 2, 3, 4]), Input::ints(&[2, 1], &[3, 0])]),
+            Sample::new("no indices", &[Input::uniform(&[3, 2]), Input::ints(&[0, 1], &[])]),
         ],
     },
     OpDef {
@@ -61,12 +53,12 @@ pub(super) const ROWS: &[OpDef] = &[
         flow: Flow::Rule(gather_elements_flow),
         vjp: Vjp::Rule(gather_elements_vjp),
         samples: &[
-            case("first axis", &[uniform(&[3, 2]), ints(&[2, 2], &[0, 2, 0, -1])], &[], &[0]),
-            case("last axis", &[uniform(&[2, 3]), ints(&[2, 2], &[0, 0, 2, 1])], &[("axis", Int(-1))], &[0]),
-            case("fewer columns", &[uniform(&[3, 3]), ints(&[2, 1], &[2, 2])], &[("axis", Int(0))], &[0]),
-            case("int64", &[ints(&[2, 2], &[1, 2, 3, 4]), ints(&[1, 2], &[1, 0])], &[], &[]),
-            case("bool", &[bools(&[3], &[true, false, true]), int32s(&[2], &[1, 2])], &[], &[]),
-            case("no indices", &[uniform(&[3, 2]), ints(&[0, 2], &[])], &[], &[]),
+            Sample::new("first axis", &[Input::uniform(&[3, 2]), Input::ints(&[2, 2], &[0, 2, 0, -1])]).grads(&[0]),
+            Sample::new("last axis", &[Input::uniform(&[2, 3]), Input::ints(&[2, 2], &[0, 0, 2, 1])]).attrs(&[("axis", Int(-1))]).grads(&[0]),
+            Sample::new("fewer columns", &[Input::uniform(&[3, 3]), Input::ints(&[2, 1], &[2, 2])]).attrs(&[("axis", Int(0))]).grads(&[0]),
+            Sample::new("int64", &[Input::ints(&[2, 2], &[1, 2, 3, 4]), Input::ints(&[1, 2], &[1, 0])]),
+            Sample::new("bool", &[Input::bools(&[3], &[true, false, true]), Input::int32s(&[2], &[1, 2])]),
+            Sample::new("no indices", &[Input::uniform(&[3, 2]), Input::ints(&[0, 2], &[])]),
         ],
     },
 ];

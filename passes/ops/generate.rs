@@ -4,11 +4,8 @@ use std::sync::Arc;
 
 use SampleAttr::{Float, Floats, Int, Ints};
 
-use super::layout::{
-    View, axis_of, carried_like, case, count, d_output, dims, floats, input, int32s, ints, moved_rows, picked, room,
-    uniform, wrapped,
-};
-use super::{Call, Flow, FlowCall, OpDef, OpError, Rows, SampleAttr, Vjp, VjpCall};
+use super::layout::{View, axis_of, carried_like, count, d_output, dims, input, moved_rows, picked, room, wrapped};
+use super::{Call, Flow, FlowCall, Input, OpDef, OpError, Rows, Sample, SampleAttr, Vjp, VjpCall};
 use crate::array::{Array, Buf, Compute};
 use crate::ir::{Attr, DType, Tensor};
 use crate::rewrite::tape::Tape;
@@ -23,10 +20,10 @@ pub(super) const ROWS: &[OpDef] = &[
         flow: Flow::Ends,
         vjp: Vjp::Zero,
         samples: &[
-            case("int", &[], &[("value_int", Int(-3))], &[]),
-            case("ints", &[], &[("value_ints", Ints(&[1, 2, 3]))], &[]),
-            case("float", &[], &[("value_float", Float(0.5))], &[]),
-            case("floats", &[], &[("value_floats", Floats(&[0.5, -1.5]))], &[]),
+            Sample::new("int", &[]).attrs(&[("value_int", Int(-3))]),
+            Sample::new("ints", &[]).attrs(&[("value_ints", Ints(&[1, 2, 3]))]),
+            Sample::new("float", &[]).attrs(&[("value_float", Float(0.5))]),
+            Sample::new("floats", &[]).attrs(&[("value_floats", Floats(&[0.5, -1.5]))]),
         ],
     },
     OpDef {
@@ -37,9 +34,9 @@ pub(super) const ROWS: &[OpDef] = &[
         flow: Flow::Ends,
         vjp: Vjp::Zero,
         samples: &[
-            case("zeros", &[ints(&[2], &[2, 3])], &[], &[]),
-            case("scalar", &[ints(&[0], &[])], &[], &[]),
-            case("empty", &[ints(&[2], &[0, 3])], &[], &[]),
+            Sample::new("zeros", &[Input::ints(&[2], &[2, 3])]),
+            Sample::new("scalar", &[Input::ints(&[0], &[])]),
+            Sample::new("empty", &[Input::ints(&[2], &[0, 3])]),
         ],
     },
     OpDef {
@@ -50,11 +47,11 @@ pub(super) const ROWS: &[OpDef] = &[
         flow: Flow::Ends,
         vjp: Vjp::Rule(range_vjp),
         samples: &[
-            case("int64", &[ints(&[], &[2]), ints(&[], &[9]), ints(&[], &[3])], &[], &[]),
-            case("int32", &[int32s(&[], &[0]), int32s(&[], &[4]), int32s(&[], &[1])], &[], &[]),
-            case("down", &[ints(&[], &[5]), ints(&[], &[-2]), ints(&[], &[-2])], &[], &[]),
-            case("nothing", &[ints(&[], &[3]), ints(&[], &[3]), ints(&[], &[1])], &[], &[]),
-            case("float", &[floats(&[], &[0.25]), floats(&[], &[2.1]), floats(&[], &[0.5])], &[], &[0, 2]),
+            Sample::new("int64", &[Input::ints(&[], &[2]), Input::ints(&[], &[9]), Input::ints(&[], &[3])]),
+            Sample::new("int32", &[Input::int32s(&[], &[0]), Input::int32s(&[], &[4]), Input::int32s(&[], &[1])]),
+            Sample::new("down", &[Input::ints(&[], &[5]), Input::ints(&[], &[-2]), Input::ints(&[], &[-2])]),
+            Sample::new("nothing", &[Input::ints(&[], &[3]), Input::ints(&[], &[3]), Input::ints(&[], &[1])]),
+            Sample::new("float", &[Input::floats(&[], &[0.25]), Input::floats(&[], &[2.1]), Input::floats(&[], &[0.5])]).grads(&[0, 2]),
         ],
     },
     OpDef {
@@ -65,9 +62,9 @@ pub(super) const ROWS: &[OpDef] = &[
         flow: Flow::Ends,
         vjp: Vjp::Zero,
         samples: &[
-            case("square", &[uniform(&[3, 3])], &[], &[]),
-            case("above, as int64", &[uniform(&[2, 4])], &[("k", Int(1)), ("dtype", Int(7))], &[]),
-            case("below", &[ints(&[3, 2], &[5])], &[("k", Int(-1))], &[]),
+            Sample::new("square", &[Input::uniform(&[3, 3])]),
+            Sample::new("above, as int64", &[Input::uniform(&[2, 4])]).attrs(&[("k", Int(1)), ("dtype", Int(7))]),
+            Sample::new("below", &[Input::ints(&[3, 2], &[5])]).attrs(&[("k", Int(-1))]),
         ],
     },
     OpDef {
@@ -78,13 +75,8 @@ pub(super) const ROWS: &[OpDef] = &[
         flow: Flow::Rule(one_hot_flow),
         vjp: Vjp::Missing,
         samples: &[
-            case("last axis", &[ints(&[2, 2], &[0, 2, -1, 5]), ints(&[], &[3]), floats(&[2], &[0.0, 1.0])], &[], &[]),
-            case(
-                "first axis",
-                &[ints(&[3], &[0, 2, 1]), ints(&[1], &[3]), ints(&[2], &[7, 9])],
-                &[("axis", Int(0))],
-                &[],
-            ),
+            Sample::new("last axis", &[Input::ints(&[2, 2], &[0, 2, -1, 5]), Input::ints(&[], &[3]), Input::floats(&[2], &[0.0, 1.0])]),
+            Sample::new("first axis", &[Input::ints(&[3], &[0, 2, 1]), Input::ints(&[1], &[3]), Input::ints(&[2], &[7, 9])]).attrs(&[("axis", Int(0))]),
         ],
     },
 ];

@@ -4,8 +4,8 @@
 use SampleAttr::Int;
 
 use super::gather::{batch_dims, blocks, elements, slices};
-use super::layout::{Reduction, axis_of, case, count, int32s, ints, uniform, written, zeros};
-use super::{Call, Flow, FlowCall, OpDef, OpError, Rows, SampleAttr, Vjp, slice};
+use super::layout::{Reduction, axis_of, count, written, zeros};
+use super::{Call, Flow, FlowCall, Input, OpDef, OpError, Rows, Sample, SampleAttr, Vjp, slice};
 use crate::array::Array;
 use crate::rewrite::tape::GRAD_DOMAIN;
 
@@ -19,32 +19,22 @@ pub(super) const ROWS: &[OpDef] = &[
         flow: Flow::Rule(rows_of_x),
         vjp: Vjp::Missing,
         samples: &[
-            case(
-                "strided",
-                &[
-                    uniform(&[2, 2]),
-                    uniform(&[2, 5]),
-                    ints(&[1], &[1]),
-                    ints(&[1], &[i64::MAX]),
-                    ints(&[1], &[1]),
-                    ints(&[1], &[2]),
-                ],
-                &[],
-                &[],
-            ),
-            case(
-                "backwards",
-                &[
-                    uniform(&[3, 2]),
-                    uniform(&[3, 2]),
-                    ints(&[1], &[-1]),
-                    ints(&[1], &[i64::MIN]),
-                    ints(&[1], &[0]),
-                    ints(&[1], &[-1]),
-                ],
-                &[],
-                &[],
-            ),
+            Sample::new("strided", &[
+                    Input::uniform(&[2, 2]),
+                    Input::uniform(&[2, 5]),
+                    Input::ints(&[1], &[1]),
+                    Input::ints(&[1], &[i64::MAX]),
+                    Input::ints(&[1], &[1]),
+                    Input::ints(&[1], &[2]),
+                ]),
+            Sample::new("backwards", &[
+                    Input::uniform(&[3, 2]),
+                    Input::uniform(&[3, 2]),
+                    Input::ints(&[1], &[-1]),
+                    Input::ints(&[1], &[i64::MIN]),
+                    Input::ints(&[1], &[0]),
+                    Input::ints(&[1], &[-1]),
+                ]),
         ],
     },
     OpDef {
@@ -55,13 +45,8 @@ pub(super) const ROWS: &[OpDef] = &[
         flow: Flow::Rule(rows_of_x),
         vjp: Vjp::Missing,
         samples: &[
-            case("repeated", &[uniform(&[2, 2, 3]), uniform(&[4, 3]), ints(&[2, 2], &[1, 3, 1, -1])], &[], &[]),
-            case(
-                "last axis",
-                &[uniform(&[2, 3]), uniform(&[2, 2]), int32s(&[3], &[1, 1, 0])],
-                &[("axis", Int(-1))],
-                &[],
-            ),
+            Sample::new("repeated", &[Input::uniform(&[2, 2, 3]), Input::uniform(&[4, 3]), Input::ints(&[2, 2], &[1, 3, 1, -1])]),
+            Sample::new("last axis", &[Input::uniform(&[2, 3]), Input::uniform(&[2, 2]), Input::int32s(&[3], &[1, 1, 0])]).attrs(&[("axis", Int(-1))]),
         ],
     },
     OpDef {
@@ -72,13 +57,8 @@ pub(super) const ROWS: &[OpDef] = &[
         flow: Flow::Rule(rows_of_x),
         vjp: Vjp::Missing,
         samples: &[
-            case("rows", &[uniform(&[3, 2]), uniform(&[4, 2]), ints(&[3, 1], &[3, 0, 3])], &[], &[]),
-            case(
-                "batch",
-                &[uniform(&[2, 2]), uniform(&[2, 3, 2]), ints(&[2, 1], &[2, 0])],
-                &[("batch_dims", Int(1))],
-                &[],
-            ),
+            Sample::new("rows", &[Input::uniform(&[3, 2]), Input::uniform(&[4, 2]), Input::ints(&[3, 1], &[3, 0, 3])]),
+            Sample::new("batch", &[Input::uniform(&[2, 2]), Input::uniform(&[2, 3, 2]), Input::ints(&[2, 1], &[2, 0])]).attrs(&[("batch_dims", Int(1))]),
         ],
     },
     OpDef {
@@ -89,13 +69,8 @@ pub(super) const ROWS: &[OpDef] = &[
         flow: Flow::Rule(rows_of_x),
         vjp: Vjp::Missing,
         samples: &[
-            case("first axis", &[uniform(&[2, 2]), uniform(&[3, 2]), ints(&[2, 2], &[0, 2, 0, -1])], &[], &[]),
-            case(
-                "last axis",
-                &[uniform(&[2, 2]), uniform(&[2, 3]), ints(&[2, 2], &[0, 0, 2, 1])],
-                &[("axis", Int(-1))],
-                &[],
-            ),
+            Sample::new("first axis", &[Input::uniform(&[2, 2]), Input::uniform(&[3, 2]), Input::ints(&[2, 2], &[0, 2, 0, -1])]),
+            Sample::new("last axis", &[Input::uniform(&[2, 2]), Input::uniform(&[2, 3]), Input::ints(&[2, 2], &[0, 0, 2, 1])]).attrs(&[("axis", Int(-1))]),
         ],
     },
 ];

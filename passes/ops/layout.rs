@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::{Fill, FlowCall, Input, OpError, Rows, Sample, SampleAttr, VjpCall};
+use super::{FlowCall, OpError, Rows, VjpCall};
 use crate::array::{Array, Buf};
 use crate::ir::Attr;
 use crate::rewrite::tape::Tape;
@@ -369,44 +369,4 @@ pub(super) fn size_along(tape: &mut Tape<'_>, x: &str, axis: i64) -> String {
     let shape = tape.op("Shape", &[x]);
     let axis = tape.ints(&[axis]);
     tape.op("Gather", &[&shape, &axis])
-}
-
-/// A sample of one output at operator set 17.
-pub(super) const fn case(
-    name: &'static str,
-    inputs: &'static [Input],
-    attrs: &'static [(&'static str, SampleAttr)],
-    grads: &'static [usize],
-) -> Sample {
-    Sample { name, inputs, attrs, outputs: 1, opset: 17, grads }
-}
-
-/// A float input.
-pub(super) const fn uniform(shape: &'static [usize]) -> Input {
-    Input { shape, fill: Fill::Uniform }
-}
-
-/// An `int64` input.
-pub(super) const fn ints(shape: &'static [usize], values: &'static [i64]) -> Input {
-    Input { shape, fill: Fill::Ints(values) }
-}
-
-/// An `int32` input.
-pub(super) const fn int32s(shape: &'static [usize], values: &'static [i64]) -> Input {
-    Input { shape, fill: Fill::Int32s(values) }
-}
-
-/// A `bool` input.
-pub(super) const fn bools(shape: &'static [usize], values: &'static [bool]) -> Input {
-    Input { shape, fill: Fill::Bools(values) }
-}
-
-/// A float input with these values.
-pub(super) const fn floats(shape: &'static [usize], values: &'static [f32]) -> Input {
-    Input { shape, fill: Fill::Floats(values) }
-}
-
-/// An optional input left out.
-pub(super) const fn absent() -> Input {
-    Input { shape: &[], fill: Fill::Absent }
 }

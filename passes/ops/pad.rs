@@ -2,11 +2,8 @@
 
 use SampleAttr::{Float, Ints, Str};
 
-use super::layout::{
-    Reduction, View, absent, axes_of, bools, carried_like, case, count, d_output, floats, input, ints, moved_rows,
-    reshape_like, same_rows, strides, taken, uniform, written, zeros,
-};
-use super::{Call, Flow, FlowCall, OpDef, OpError, Rows, Sample, SampleAttr, Vjp, VjpCall};
+use super::layout::{Reduction, View, axes_of, carried_like, count, d_output, input, moved_rows, reshape_like, same_rows, strides, taken, written, zeros};
+use super::{Call, Flow, FlowCall, Input, OpDef, OpError, Rows, Sample, SampleAttr, Vjp, VjpCall};
 use crate::array::{Array, ArrayError};
 use crate::ir::{Attr, Node};
 use crate::rewrite::tape::Tape;
@@ -20,26 +17,17 @@ pub(super) const ROWS: &[OpDef] = &[OpDef {
     flow: Flow::Rule(flow),
     vjp: Vjp::Rule(vjp),
     samples: &[
-        case("zeros", &[uniform(&[2, 3]), ints(&[4], &[1, 0, 0, 2])], &[], &[0]),
-        case("value", &[uniform(&[2, 2]), ints(&[4], &[0, 1, 1, 1]), floats(&[], &[1.5])], &[], &[0, 2]),
-        case("cut", &[uniform(&[4, 3]), ints(&[4], &[-1, 1, 0, -2])], &[], &[0]),
-        case("edge", &[uniform(&[2, 3]), ints(&[4], &[1, 2, 0, 1])], &[("mode", Str("edge"))], &[]),
-        case("reflect", &[uniform(&[3, 4]), ints(&[4], &[1, 2, 2, 1])], &[("mode", Str("reflect"))], &[]),
-        case("int64", &[ints(&[3], &[1, 2, 3]), ints(&[2], &[2, 1]), ints(&[], &[-1])], &[], &[]),
-        case("bool", &[bools(&[2], &[true]), ints(&[2], &[1, 1])], &[], &[]),
-        case("of nothing", &[uniform(&[0, 2]), ints(&[4], &[1, 0, 1, 0])], &[], &[]),
-        Sample {
-            opset: 18,
-            ..case("axes", &[uniform(&[2, 3, 2]), ints(&[4], &[1, 0, 0, 2]), absent(), ints(&[2], &[-1, 0])], &[], &[0])
-        },
-        Sample {
-            opset: 19,
-            ..case("wrap", &[uniform(&[2, 3]), ints(&[4], &[1, 2, 0, 1])], &[("mode", Str("wrap"))], &[])
-        },
-        Sample {
-            opset: 10,
-            ..case("attributes", &[uniform(&[2, 2])], &[("pads", Ints(&[0, 1, 1, 0])), ("value", Float(2.5))], &[0])
-        },
+        Sample::new("zeros", &[Input::uniform(&[2, 3]), Input::ints(&[4], &[1, 0, 0, 2])]).grads(&[0]),
+        Sample::new("value", &[Input::uniform(&[2, 2]), Input::ints(&[4], &[0, 1, 1, 1]), Input::floats(&[], &[1.5])]).grads(&[0, 2]),
+        Sample::new("cut", &[Input::uniform(&[4, 3]), Input::ints(&[4], &[-1, 1, 0, -2])]).grads(&[0]),
+        Sample::new("edge", &[Input::uniform(&[2, 3]), Input::ints(&[4], &[1, 2, 0, 1])]).attrs(&[("mode", Str("edge"))]),
+        Sample::new("reflect", &[Input::uniform(&[3, 4]), Input::ints(&[4], &[1, 2, 2, 1])]).attrs(&[("mode", Str("reflect"))]),
+        Sample::new("int64", &[Input::ints(&[3], &[1, 2, 3]), Input::ints(&[2], &[2, 1]), Input::ints(&[], &[-1])]),
+        Sample::new("bool", &[Input::bools(&[2], &[true]), Input::ints(&[2], &[1, 1])]),
+        Sample::new("of nothing", &[Input::uniform(&[0, 2]), Input::ints(&[4], &[1, 0, 1, 0])]),
+        Sample::new("axes", &[Input::uniform(&[2, 3, 2]), Input::ints(&[4], &[1, 0, 0, 2]), Input::ABSENT, Input::ints(&[2], &[-1, 0])]).grads(&[0]).opset(18),
+        Sample::new("wrap", &[Input::uniform(&[2, 3]), Input::ints(&[4], &[1, 2, 0, 1])]).attrs(&[("mode", Str("wrap"))]).opset(19),
+        Sample::new("attributes", &[Input::uniform(&[2, 2])]).attrs(&[("pads", Ints(&[0, 1, 1, 0])), ("value", Float(2.5))]).grads(&[0]).opset(10),
     ],
 }];
 

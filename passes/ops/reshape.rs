@@ -2,10 +2,8 @@
 
 use SampleAttr::{Int, Ints};
 
-use super::layout::{
-    axes_of, axis_of, bools, case, count, d_output, first_only, input, int32s, ints, reshape_like, uniform,
-};
-use super::{Call, Flow, OpDef, OpError, Sample, SampleAttr, Vjp, VjpCall};
+use super::layout::{axes_of, axis_of, count, d_output, first_only, input, reshape_like};
+use super::{Call, Flow, Input, OpDef, OpError, Sample, SampleAttr, Vjp, VjpCall};
 use crate::array::Array;
 use crate::rewrite::tape::Tape;
 
@@ -19,13 +17,13 @@ pub(super) const ROWS: &[OpDef] = &[
         flow: Flow::Keep,
         vjp: Vjp::Rule(back_to_shape),
         samples: &[
-            case("plain", &[uniform(&[2, 3, 4]), ints(&[2], &[6, 4])], &[], &[0]),
-            case("rest and old size", &[uniform(&[2, 3, 4]), ints(&[3], &[0, -1, 2])], &[], &[0]),
-            case("to scalar", &[uniform(&[1, 1]), ints(&[0], &[])], &[], &[0]),
-            case("zero copied", &[uniform(&[2, 0, 3]), ints(&[2], &[6, 0])], &[("allowzero", Int(1))], &[]),
-            case("int32", &[int32s(&[2, 2], &[1, 2, 3, 4]), ints(&[1], &[-1])], &[], &[]),
-            case("bool", &[bools(&[2, 2], &[true, false]), ints(&[2], &[4, 1])], &[], &[]),
-            Sample { opset: 13, ..case("opset 13", &[uniform(&[2, 6]), ints(&[2], &[3, 4])], &[], &[0]) },
+            Sample::new("plain", &[Input::uniform(&[2, 3, 4]), Input::ints(&[2], &[6, 4])]).grads(&[0]),
+            Sample::new("rest and old size", &[Input::uniform(&[2, 3, 4]), Input::ints(&[3], &[0, -1, 2])]).grads(&[0]),
+            Sample::new("to scalar", &[Input::uniform(&[1, 1]), Input::ints(&[0], &[])]).grads(&[0]),
+            Sample::new("zero copied", &[Input::uniform(&[2, 0, 3]), Input::ints(&[2], &[6, 0])]).attrs(&[("allowzero", Int(1))]),
+            Sample::new("int32", &[Input::int32s(&[2, 2], &[1, 2, 3, 4]), Input::ints(&[1], &[-1])]),
+            Sample::new("bool", &[Input::bools(&[2, 2], &[true, false]), Input::ints(&[2], &[4, 1])]),
+            Sample::new("opset 13", &[Input::uniform(&[2, 6]), Input::ints(&[2], &[3, 4])]).grads(&[0]).opset(13),
         ],
     },
     OpDef {
@@ -36,10 +34,10 @@ pub(super) const ROWS: &[OpDef] = &[
         flow: Flow::Keep,
         vjp: Vjp::Rule(back_to_shape),
         samples: &[
-            case("axes", &[uniform(&[1, 3, 1, 2]), ints(&[2], &[0, -2])], &[], &[0]),
-            case("every one", &[uniform(&[1, 3, 1])], &[], &[0]),
-            case("int64", &[ints(&[1], &[7]), ints(&[1], &[0])], &[], &[]),
-            Sample { opset: 11, ..case("axes as attribute", &[uniform(&[3, 1])], &[("axes", Ints(&[-1]))], &[0]) },
+            Sample::new("axes", &[Input::uniform(&[1, 3, 1, 2]), Input::ints(&[2], &[0, -2])]).grads(&[0]),
+            Sample::new("every one", &[Input::uniform(&[1, 3, 1])]).grads(&[0]),
+            Sample::new("int64", &[Input::ints(&[1], &[7]), Input::ints(&[1], &[0])]),
+            Sample::new("axes as attribute", &[Input::uniform(&[3, 1])]).attrs(&[("axes", Ints(&[-1]))]).grads(&[0]).opset(11),
         ],
     },
     OpDef {
@@ -50,11 +48,11 @@ pub(super) const ROWS: &[OpDef] = &[
         flow: Flow::Keep,
         vjp: Vjp::Rule(back_to_shape),
         samples: &[
-            case("axes", &[uniform(&[2, 3]), ints(&[2], &[0, -1])], &[], &[0]),
-            case("int64 scalar", &[ints(&[], &[5]), ints(&[1], &[0])], &[], &[]),
-            case("bool", &[bools(&[3], &[true, false, true]), ints(&[2], &[2, 1])], &[], &[]),
-            case("empty", &[uniform(&[0, 2]), ints(&[1], &[1])], &[], &[]),
-            Sample { opset: 11, ..case("axes as attribute", &[uniform(&[2, 3])], &[("axes", Ints(&[1]))], &[0]) },
+            Sample::new("axes", &[Input::uniform(&[2, 3]), Input::ints(&[2], &[0, -1])]).grads(&[0]),
+            Sample::new("int64 scalar", &[Input::ints(&[], &[5]), Input::ints(&[1], &[0])]),
+            Sample::new("bool", &[Input::bools(&[3], &[true, false, true]), Input::ints(&[2], &[2, 1])]),
+            Sample::new("empty", &[Input::uniform(&[0, 2]), Input::ints(&[1], &[1])]),
+            Sample::new("axes as attribute", &[Input::uniform(&[2, 3])]).attrs(&[("axes", Ints(&[1]))]).grads(&[0]).opset(11),
         ],
     },
     OpDef {
@@ -65,10 +63,10 @@ pub(super) const ROWS: &[OpDef] = &[
         flow: Flow::Keep,
         vjp: Vjp::Rule(back_to_shape),
         samples: &[
-            case("default axis", &[uniform(&[2, 3, 2])], &[], &[0]),
-            case("all into columns", &[uniform(&[2, 3])], &[("axis", Int(0))], &[0]),
-            case("negative axis", &[uniform(&[2, 3, 2])], &[("axis", Int(-1))], &[0]),
-            case("last", &[ints(&[2, 3], &[1, 2, 3])], &[("axis", Int(2))], &[]),
+            Sample::new("default axis", &[Input::uniform(&[2, 3, 2])]).grads(&[0]),
+            Sample::new("all into columns", &[Input::uniform(&[2, 3])]).attrs(&[("axis", Int(0))]).grads(&[0]),
+            Sample::new("negative axis", &[Input::uniform(&[2, 3, 2])]).attrs(&[("axis", Int(-1))]).grads(&[0]),
+            Sample::new("last", &[Input::ints(&[2, 3], &[1, 2, 3])]).attrs(&[("axis", Int(2))]),
         ],
     },
 ];

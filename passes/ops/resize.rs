@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use SampleAttr::{Float, Int, Ints, Str};
 
-use super::layout::{absent, axes_of, case, count, dims, floats, ints, moved_rows, room, taken, uniform};
-use super::{Call, Flow, FlowCall, OpDef, OpError, Rows, Sample, SampleAttr, Vjp};
+use super::layout::{axes_of, count, dims, moved_rows, room, taken};
+use super::{Call, Flow, FlowCall, Input, OpDef, OpError, Rows, Sample, SampleAttr, Vjp};
 use crate::array::{Array, Buf};
 use crate::ir::Node;
 
@@ -18,96 +18,32 @@ pub(super) const ROWS: &[OpDef] = &[OpDef {
     flow: Flow::Rule(flow),
     vjp: Vjp::Missing,
     samples: &[
-        case("nearest, doubled", &[uniform(&[1, 1, 2, 3]), absent(), floats(&[4], &[1.0, 1.0, 2.0, 2.0])], &[], &[]),
-        case(
-            "nearest by floor",
-            &[uniform(&[1, 1, 3, 4]), absent(), absent(), ints(&[4], &[1, 1, 2, 6])],
-            &[
+        Sample::new("nearest, doubled", &[Input::uniform(&[1, 1, 2, 3]), Input::ABSENT, Input::floats(&[4], &[1.0, 1.0, 2.0, 2.0])]),
+        Sample::new("nearest by floor", &[Input::uniform(&[1, 1, 3, 4]), Input::ABSENT, Input::ABSENT, Input::ints(&[4], &[1, 1, 2, 6])]).attrs(&[
                 ("mode", Str("nearest")),
                 ("nearest_mode", Str("floor")),
                 ("coordinate_transformation_mode", Str("asymmetric")),
-            ],
-            &[],
-        ),
-        case(
-            "nearest by ceil",
-            &[uniform(&[1, 1, 3, 3]), absent(), absent(), ints(&[4], &[1, 1, 5, 2])],
-            &[("nearest_mode", Str("ceil"))],
-            &[],
-        ),
-        case(
-            "nearest, ties up",
-            &[uniform(&[1, 1, 4, 4]), absent(), absent(), ints(&[4], &[1, 1, 2, 7])],
-            &[("nearest_mode", Str("round_prefer_ceil")), ("coordinate_transformation_mode", Str("align_corners"))],
-            &[],
-        ),
-        case(
-            "linear",
-            &[uniform(&[1, 2, 3, 3]), absent(), absent(), ints(&[4], &[1, 2, 5, 2])],
-            &[("mode", Str("linear"))],
-            &[],
-        ),
-        case(
-            "linear by corners",
-            &[uniform(&[1, 1, 3, 2]), absent(), absent(), ints(&[4], &[1, 1, 5, 4])],
-            &[("mode", Str("linear")), ("coordinate_transformation_mode", Str("align_corners"))],
-            &[],
-        ),
-        case(
-            "linear as pytorch",
-            &[uniform(&[1, 1, 4, 4]), absent(), floats(&[4], &[1.0, 1.0, 0.5, 0.3])],
-            &[("mode", Str("linear")), ("coordinate_transformation_mode", Str("pytorch_half_pixel"))],
-            &[],
-        ),
-        case(
-            "cubic positions",
-            &[uniform(&[1, 2, 4, 4]), absent(), absent(), ints(&[4], &[1, 2, 6, 5])],
-            &[
+            ]),
+        Sample::new("nearest by ceil", &[Input::uniform(&[1, 1, 3, 3]), Input::ABSENT, Input::ABSENT, Input::ints(&[4], &[1, 1, 5, 2])]).attrs(&[("nearest_mode", Str("ceil"))]),
+        Sample::new("nearest, ties up", &[Input::uniform(&[1, 1, 4, 4]), Input::ABSENT, Input::ABSENT, Input::ints(&[4], &[1, 1, 2, 7])]).attrs(&[("nearest_mode", Str("round_prefer_ceil")), ("coordinate_transformation_mode", Str("align_corners"))]),
+        Sample::new("linear", &[Input::uniform(&[1, 2, 3, 3]), Input::ABSENT, Input::ABSENT, Input::ints(&[4], &[1, 2, 5, 2])]).attrs(&[("mode", Str("linear"))]),
+        Sample::new("linear by corners", &[Input::uniform(&[1, 1, 3, 2]), Input::ABSENT, Input::ABSENT, Input::ints(&[4], &[1, 1, 5, 4])]).attrs(&[("mode", Str("linear")), ("coordinate_transformation_mode", Str("align_corners"))]),
+        Sample::new("linear as pytorch", &[Input::uniform(&[1, 1, 4, 4]), Input::ABSENT, Input::floats(&[4], &[1.0, 1.0, 0.5, 0.3])]).attrs(&[("mode", Str("linear")), ("coordinate_transformation_mode", Str("pytorch_half_pixel"))]),
+        Sample::new("cubic positions", &[Input::uniform(&[1, 2, 4, 4]), Input::ABSENT, Input::ABSENT, Input::ints(&[4], &[1, 2, 6, 5])]).attrs(&[
                 ("mode", Str("cubic")),
                 ("coordinate_transformation_mode", Str("pytorch_half_pixel")),
                 ("cubic_coeff_a", Float(-0.75)),
                 ("nearest_mode", Str("floor")),
-            ],
-            &[],
-        ),
-        case(
-            "cubic by scales",
-            &[uniform(&[1, 1, 4, 5]), absent(), floats(&[4], &[1.0, 1.0, 1.6, 0.7])],
-            &[("mode", Str("cubic")), ("cubic_coeff_a", Float(-0.5))],
-            &[],
-        ),
-        case(
-            "cubic, inside only",
-            &[uniform(&[1, 1, 4, 4]), absent(), floats(&[4], &[1.0, 1.0, 2.0, 1.5])],
-            &[
+            ]),
+        Sample::new("cubic by scales", &[Input::uniform(&[1, 1, 4, 5]), Input::ABSENT, Input::floats(&[4], &[1.0, 1.0, 1.6, 0.7])]).attrs(&[("mode", Str("cubic")), ("cubic_coeff_a", Float(-0.5))]),
+        Sample::new("cubic, inside only", &[Input::uniform(&[1, 1, 4, 4]), Input::ABSENT, Input::floats(&[4], &[1.0, 1.0, 2.0, 1.5])]).attrs(&[
                 ("mode", Str("cubic")),
                 ("exclude_outside", Int(1)),
                 ("coordinate_transformation_mode", Str("asymmetric")),
-            ],
-            &[],
-        ),
-        Sample {
-            opset: 18,
-            ..case(
-                "axes",
-                &[uniform(&[1, 2, 3, 3]), absent(), absent(), ints(&[2], &[4, 5])],
-                &[("mode", Str("linear")), ("axes", Ints(&[2, 3]))],
-                &[],
-            )
-        },
-        Sample {
-            opset: 11,
-            ..case(
-                "opset 11",
-                &[uniform(&[1, 1, 3, 3]), floats(&[0], &[]), floats(&[0], &[]), ints(&[4], &[1, 1, 6, 6])],
-                &[("mode", Str("cubic")), ("coordinate_transformation_mode", Str("half_pixel"))],
-                &[],
-            )
-        },
-        Sample {
-            opset: 10,
-            ..case("opset 10", &[uniform(&[1, 1, 2, 3]), floats(&[4], &[1.0, 1.0, 2.0, 1.5])], &[], &[])
-        },
+            ]),
+        Sample::new("axes", &[Input::uniform(&[1, 2, 3, 3]), Input::ABSENT, Input::ABSENT, Input::ints(&[2], &[4, 5])]).attrs(&[("mode", Str("linear")), ("axes", Ints(&[2, 3]))]).opset(18),
+        Sample::new("opset 11", &[Input::uniform(&[1, 1, 3, 3]), Input::floats(&[0], &[]), Input::floats(&[0], &[]), Input::ints(&[4], &[1, 1, 6, 6])]).attrs(&[("mode", Str("cubic")), ("coordinate_transformation_mode", Str("half_pixel"))]).opset(11),
+        Sample::new("opset 10", &[Input::uniform(&[1, 1, 2, 3]), Input::floats(&[4], &[1.0, 1.0, 2.0, 1.5])]).opset(10),
     ],
 }];
 

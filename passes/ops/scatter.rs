@@ -3,8 +3,8 @@
 use SampleAttr::{Int, Str};
 
 use super::gather::{blocks, elements};
-use super::layout::{Reduction, axis_of, bools, case, d_output, input, ints, uniform, written, zeros_like};
-use super::{Call, Flow, OpDef, OpError, Sample, SampleAttr, Vjp, VjpCall};
+use super::layout::{Reduction, axis_of, d_output, input, written, zeros_like};
+use super::{Call, Flow, Input, OpDef, OpError, Sample, SampleAttr, Vjp, VjpCall};
 use crate::array::Array;
 use crate::ir::{Attr, Node};
 use crate::rewrite::tape::Tape;
@@ -19,36 +19,15 @@ pub(super) const ROWS: &[OpDef] = &[
         flow: Flow::Keep,
         vjp: Vjp::Rule(scatter_nd_vjp),
         samples: &[
-            case("rows", &[uniform(&[4, 2]), ints(&[2, 1], &[3, 1]), uniform(&[2, 2])], &[], &[0, 2]),
-            case("elements", &[uniform(&[2, 3]), ints(&[2, 2], &[0, 2, 1, -2]), uniform(&[2])], &[], &[0, 2]),
-            case("blocks", &[uniform(&[2, 2, 2]), ints(&[1, 2], &[1, 0]), uniform(&[1, 2])], &[], &[0, 2]),
-            case("none", &[uniform(&[2, 3]), ints(&[0, 1], &[]), uniform(&[0, 3])], &[], &[0]),
-            case(
-                "sum",
-                &[uniform(&[3, 2]), ints(&[3, 1], &[1, 1, 0]), uniform(&[3, 2])],
-                &[("reduction", Str("add"))],
-                &[0, 2],
-            ),
-            Sample {
-                opset: 18,
-                ..case(
-                    "largest",
-                    &[uniform(&[3]), ints(&[3, 1], &[1, 1, 0]), uniform(&[3])],
-                    &[("reduction", Str("max"))],
-                    &[],
-                )
-            },
-            case(
-                "product of int64",
-                &[ints(&[3], &[2, 3, 4]), ints(&[2, 1], &[1, 1]), ints(&[2], &[5, -2])],
-                &[("reduction", Str("mul"))],
-                &[],
-            ),
-            case("bool", &[bools(&[3], &[true]), ints(&[2, 1], &[0, 2]), bools(&[2], &[false])], &[], &[]),
-            Sample {
-                opset: 13,
-                ..case("opset 13", &[uniform(&[3]), ints(&[2, 1], &[0, 2]), uniform(&[2])], &[], &[0, 2])
-            },
+            Sample::new("rows", &[Input::uniform(&[4, 2]), Input::ints(&[2, 1], &[3, 1]), Input::uniform(&[2, 2])]).grads(&[0, 2]),
+            Sample::new("elements", &[Input::uniform(&[2, 3]), Input::ints(&[2, 2], &[0, 2, 1, -2]), Input::uniform(&[2])]).grads(&[0, 2]),
+            Sample::new("blocks", &[Input::uniform(&[2, 2, 2]), Input::ints(&[1, 2], &[1, 0]), Input::uniform(&[1, 2])]).grads(&[0, 2]),
+            Sample::new("none", &[Input::uniform(&[2, 3]), Input::ints(&[0, 1], &[]), Input::uniform(&[0, 3])]).grads(&[0]),
+            Sample::new("sum", &[Input::uniform(&[3, 2]), Input::ints(&[3, 1], &[1, 1, 0]), Input::uniform(&[3, 2])]).attrs(&[("reduction", Str("add"))]).grads(&[0, 2]),
+            Sample::new("largest", &[Input::uniform(&[3]), Input::ints(&[3, 1], &[1, 1, 0]), Input::uniform(&[3])]).attrs(&[("reduction", Str("max"))]).opset(18),
+            Sample::new("product of int64", &[Input::ints(&[3], &[2, 3, 4]), Input::ints(&[2, 1], &[1, 1]), Input::ints(&[2], &[5, -2])]).attrs(&[("reduction", Str("mul"))]),
+            Sample::new("bool", &[Input::bools(&[3], &[true]), Input::ints(&[2, 1], &[0, 2]), Input::bools(&[2], &[false])]),
+            Sample::new("opset 13", &[Input::uniform(&[3]), Input::ints(&[2, 1], &[0, 2]), Input::uniform(&[2])]).grads(&[0, 2]).opset(13),
         ],
     },
     OpDef {
@@ -59,30 +38,12 @@ pub(super) const ROWS: &[OpDef] = &[
         flow: Flow::Keep,
         vjp: Vjp::Rule(scatter_elements_vjp),
         samples: &[
-            case("first axis", &[uniform(&[3, 2]), ints(&[2, 2], &[0, 2, 1, -2]), uniform(&[2, 2])], &[], &[0, 2]),
-            case(
-                "last axis",
-                &[uniform(&[2, 3]), ints(&[2, 2], &[0, 1, 2, 0]), uniform(&[2, 2])],
-                &[("axis", Int(-1))],
-                &[0, 2],
-            ),
-            case(
-                "sum",
-                &[uniform(&[2, 3]), ints(&[1, 2], &[1, 1]), uniform(&[1, 2])],
-                &[("axis", Int(1)), ("reduction", Str("add"))],
-                &[0, 2],
-            ),
-            Sample {
-                opset: 18,
-                ..case(
-                    "smallest",
-                    &[uniform(&[3]), ints(&[3], &[1, 1, 0]), uniform(&[3])],
-                    &[("reduction", Str("min"))],
-                    &[],
-                )
-            },
-            case("int64", &[ints(&[3], &[1, 2, 3]), ints(&[1], &[1]), ints(&[1], &[9])], &[], &[]),
-            case("bool", &[bools(&[3], &[true]), ints(&[1], &[-1]), bools(&[1], &[false])], &[], &[]),
+            Sample::new("first axis", &[Input::uniform(&[3, 2]), Input::ints(&[2, 2], &[0, 2, 1, -2]), Input::uniform(&[2, 2])]).grads(&[0, 2]),
+            Sample::new("last axis", &[Input::uniform(&[2, 3]), Input::ints(&[2, 2], &[0, 1, 2, 0]), Input::uniform(&[2, 2])]).attrs(&[("axis", Int(-1))]).grads(&[0, 2]),
+            Sample::new("sum", &[Input::uniform(&[2, 3]), Input::ints(&[1, 2], &[1, 1]), Input::uniform(&[1, 2])]).attrs(&[("axis", Int(1)), ("reduction", Str("add"))]).grads(&[0, 2]),
+            Sample::new("smallest", &[Input::uniform(&[3]), Input::ints(&[3], &[1, 1, 0]), Input::uniform(&[3])]).attrs(&[("reduction", Str("min"))]).opset(18),
+            Sample::new("int64", &[Input::ints(&[3], &[1, 2, 3]), Input::ints(&[1], &[1]), Input::ints(&[1], &[9])]),
+            Sample::new("bool", &[Input::bools(&[3], &[true]), Input::ints(&[1], &[-1]), Input::bools(&[1], &[false])]),
         ],
     },
 ];

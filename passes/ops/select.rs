@@ -4,11 +4,8 @@ use std::cmp::Ordering;
 
 use SampleAttr::Int;
 
-use super::layout::{
-    axis_of, bools, case, count, d_output, first_only, floats, input, ints, moved_rows, picked, reshape_like, room,
-    same_carrier, taken, uniform,
-};
-use super::{Call, Flow, FlowCall, OpDef, OpError, Rows, Sample, SampleAttr, Vjp, VjpCall};
+use super::layout::{axis_of, count, d_output, first_only, input, moved_rows, picked, reshape_like, room, same_carrier, taken};
+use super::{Call, Flow, FlowCall, Input, OpDef, OpError, Rows, Sample, SampleAttr, Vjp, VjpCall};
 use crate::array::{Array, Buf};
 use crate::ir::Attr;
 use crate::rewrite::tape::Tape;
@@ -23,11 +20,11 @@ pub(super) const ROWS: &[OpDef] = &[
         flow: Flow::Ends,
         vjp: Vjp::Zero,
         samples: &[
-            case("bool", &[bools(&[2, 3], &[true, false, false, true, true])], &[], &[]),
-            case("int64", &[ints(&[4], &[0, 5, 0, -1])], &[], &[]),
-            case("float", &[floats(&[2, 2, 2], &[0.0, 1.5, -1.0])], &[], &[]),
-            case("nothing", &[bools(&[3], &[false])], &[], &[]),
-            case("empty", &[ints(&[0, 2], &[])], &[], &[]),
+            Sample::new("bool", &[Input::bools(&[2, 3], &[true, false, false, true, true])]),
+            Sample::new("int64", &[Input::ints(&[4], &[0, 5, 0, -1])]),
+            Sample::new("float", &[Input::floats(&[2, 2, 2], &[0.0, 1.5, -1.0])]),
+            Sample::new("nothing", &[Input::bools(&[3], &[false])]),
+            Sample::new("empty", &[Input::ints(&[0, 2], &[])]),
         ],
     },
     OpDef {
@@ -38,10 +35,10 @@ pub(super) const ROWS: &[OpDef] = &[
         flow: Flow::Rule(compress_flow),
         vjp: Vjp::Rule(compress_vjp),
         samples: &[
-            case("rows", &[uniform(&[3, 2]), bools(&[3], &[true, false, true])], &[("axis", Int(0))], &[0]),
-            case("short condition", &[uniform(&[2, 4]), bools(&[2], &[false, true])], &[("axis", Int(-1))], &[0]),
-            case("flattened", &[uniform(&[2, 3]), bools(&[5], &[true, false, true])], &[], &[0]),
-            case("int64", &[ints(&[3], &[1, 2, 3]), bools(&[3], &[false, true, true])], &[("axis", Int(0))], &[]),
+            Sample::new("rows", &[Input::uniform(&[3, 2]), Input::bools(&[3], &[true, false, true])]).attrs(&[("axis", Int(0))]).grads(&[0]),
+            Sample::new("short condition", &[Input::uniform(&[2, 4]), Input::bools(&[2], &[false, true])]).attrs(&[("axis", Int(-1))]).grads(&[0]),
+            Sample::new("flattened", &[Input::uniform(&[2, 3]), Input::bools(&[5], &[true, false, true])]).grads(&[0]),
+            Sample::new("int64", &[Input::ints(&[3], &[1, 2, 3]), Input::bools(&[3], &[false, true, true])]).attrs(&[("axis", Int(0))]),
         ],
     },
     OpDef {
@@ -52,18 +49,10 @@ pub(super) const ROWS: &[OpDef] = &[
         flow: Flow::Rule(top_k_flow),
         vjp: Vjp::Rule(top_k_vjp),
         samples: &[
-            Sample { outputs: 2, ..case("largest", &[uniform(&[3, 5]), ints(&[1], &[2])], &[], &[0]) },
-            Sample {
-                outputs: 2,
-                ..case(
-                    "smallest, first axis",
-                    &[uniform(&[4, 3]), ints(&[1], &[3])],
-                    &[("axis", Int(0)), ("largest", Int(0))],
-                    &[0],
-                )
-            },
-            Sample { outputs: 2, ..case("equals", &[ints(&[6], &[3, 1, 3, 2]), ints(&[1], &[4])], &[], &[]) },
-            Sample { outputs: 2, ..case("none", &[uniform(&[2, 3]), ints(&[1], &[0])], &[], &[]) },
+            Sample::new("largest", &[Input::uniform(&[3, 5]), Input::ints(&[1], &[2])]).grads(&[0]).outputs(2),
+            Sample::new("smallest, first axis", &[Input::uniform(&[4, 3]), Input::ints(&[1], &[3])]).attrs(&[("axis", Int(0)), ("largest", Int(0))]).grads(&[0]).outputs(2),
+            Sample::new("equals", &[Input::ints(&[6], &[3, 1, 3, 2]), Input::ints(&[1], &[4])]).outputs(2),
+            Sample::new("none", &[Input::uniform(&[2, 3]), Input::ints(&[1], &[0])]).outputs(2),
         ],
     },
     OpDef {
@@ -74,12 +63,12 @@ pub(super) const ROWS: &[OpDef] = &[
         flow: Flow::Keep,
         vjp: Vjp::Rule(trilu_vjp),
         samples: &[
-            case("upper", &[uniform(&[3, 3])], &[], &[0]),
-            case("lower", &[uniform(&[2, 3, 4])], &[("upper", Int(0))], &[0]),
-            case("above", &[uniform(&[3, 4]), ints(&[], &[1])], &[], &[0]),
-            case("far below", &[uniform(&[4, 3]), ints(&[1], &[-2])], &[("upper", Int(0))], &[0]),
-            case("int64", &[ints(&[2, 2], &[1, 2, 3, 4])], &[("upper", Int(0))], &[]),
-            case("bool", &[bools(&[3, 3], &[true]), ints(&[], &[-1])], &[], &[]),
+            Sample::new("upper", &[Input::uniform(&[3, 3])]).grads(&[0]),
+            Sample::new("lower", &[Input::uniform(&[2, 3, 4])]).attrs(&[("upper", Int(0))]).grads(&[0]),
+            Sample::new("above", &[Input::uniform(&[3, 4]), Input::ints(&[], &[1])]).grads(&[0]),
+            Sample::new("far below", &[Input::uniform(&[4, 3]), Input::ints(&[1], &[-2])]).attrs(&[("upper", Int(0))]).grads(&[0]),
+            Sample::new("int64", &[Input::ints(&[2, 2], &[1, 2, 3, 4])]).attrs(&[("upper", Int(0))]),
+            Sample::new("bool", &[Input::bools(&[3, 3], &[true]), Input::ints(&[], &[-1])]),
         ],
     },
 ];

@@ -2,10 +2,8 @@
 
 use SampleAttr::Ints;
 
-use super::layout::{
-    View, axes_of, bools, case, d_output, first_only, input, int32s, ints, moved_rows, same_rows, uniform,
-};
-use super::{Call, Flow, FlowCall, OpDef, OpError, Rows, Sample, SampleAttr, Vjp, VjpCall};
+use super::layout::{View, axes_of, d_output, first_only, input, moved_rows, same_rows};
+use super::{Call, Flow, FlowCall, Input, OpDef, OpError, Rows, Sample, SampleAttr, Vjp, VjpCall};
 use crate::array::Array;
 use crate::ir::{Attr, Node, Tensor};
 use crate::rewrite::tape::Tape;
@@ -19,61 +17,25 @@ pub(super) const ROWS: &[OpDef] = &[OpDef {
     flow: Flow::Rule(flow),
     vjp: Vjp::Rule(vjp),
     samples: &[
-        case("one axis", &[uniform(&[4, 3]), ints(&[1], &[1]), ints(&[1], &[3]), ints(&[1], &[0])], &[], &[0]),
-        case("no axes", &[uniform(&[4, 3]), ints(&[2], &[1, 0]), ints(&[2], &[3, 2])], &[], &[0]),
-        case(
-            "to the end",
-            &[uniform(&[2, 5]), ints(&[1], &[2]), ints(&[1], &[i64::MAX]), ints(&[1], &[-1]), ints(&[1], &[2])],
-            &[],
-            &[0],
-        ),
-        case(
-            "backwards",
-            &[uniform(&[2, 5]), ints(&[1], &[-1]), ints(&[1], &[i64::MIN]), ints(&[1], &[1]), ints(&[1], &[-1])],
-            &[],
-            &[0],
-        ),
-        case(
-            "backwards by two",
-            &[uniform(&[6, 2]), ints(&[1], &[i64::MAX]), ints(&[1], &[0]), ints(&[1], &[0]), ints(&[1], &[-2])],
-            &[],
-            &[0],
-        ),
-        case(
-            "two axes",
-            &[
-                uniform(&[3, 4, 2]),
-                ints(&[2], &[1, -3]),
-                ints(&[2], &[100, -1]),
-                ints(&[2], &[0, 1]),
-                ints(&[2], &[1, 1]),
-            ],
-            &[],
-            &[0],
-        ),
-        case("nothing", &[uniform(&[3, 2]), ints(&[1], &[2]), ints(&[1], &[1]), ints(&[1], &[0])], &[], &[]),
-        case("of nothing", &[uniform(&[0, 2]), ints(&[1], &[0]), ints(&[1], &[5]), ints(&[1], &[0])], &[], &[]),
-        case("int32 bounds", &[uniform(&[4]), int32s(&[1], &[1]), int32s(&[1], &[-1]), int32s(&[1], &[0])], &[], &[0]),
-        case("int64", &[ints(&[4], &[1, 2, 3, 4]), ints(&[1], &[1]), ints(&[1], &[2]), ints(&[1], &[0])], &[], &[]),
-        case("bool", &[bools(&[3], &[true, false, true]), ints(&[1], &[-2]), ints(&[1], &[3])], &[], &[]),
-        Sample {
-            opset: 9,
-            ..case(
-                "bounds as attributes",
-                &[uniform(&[4, 3])],
-                &[("starts", Ints(&[1, -2])), ("ends", Ints(&[4, i64::MAX])), ("axes", Ints(&[0, 1]))],
-                &[0],
-            )
-        },
-        Sample {
-            opset: 9,
-            ..case(
-                "attributes without axes",
-                &[uniform(&[4, 3])],
-                &[("starts", Ints(&[1])), ("ends", Ints(&[3]))],
-                &[0],
-            )
-        },
+        Sample::new("one axis", &[Input::uniform(&[4, 3]), Input::ints(&[1], &[1]), Input::ints(&[1], &[3]), Input::ints(&[1], &[0])]).grads(&[0]),
+        Sample::new("no axes", &[Input::uniform(&[4, 3]), Input::ints(&[2], &[1, 0]), Input::ints(&[2], &[3, 2])]).grads(&[0]),
+        Sample::new("to the end", &[Input::uniform(&[2, 5]), Input::ints(&[1], &[2]), Input::ints(&[1], &[i64::MAX]), Input::ints(&[1], &[-1]), Input::ints(&[1], &[2])]).grads(&[0]),
+        Sample::new("backwards", &[Input::uniform(&[2, 5]), Input::ints(&[1], &[-1]), Input::ints(&[1], &[i64::MIN]), Input::ints(&[1], &[1]), Input::ints(&[1], &[-1])]).grads(&[0]),
+        Sample::new("backwards by two", &[Input::uniform(&[6, 2]), Input::ints(&[1], &[i64::MAX]), Input::ints(&[1], &[0]), Input::ints(&[1], &[0]), Input::ints(&[1], &[-2])]).grads(&[0]),
+        Sample::new("two axes", &[
+                Input::uniform(&[3, 4, 2]),
+                Input::ints(&[2], &[1, -3]),
+                Input::ints(&[2], &[100, -1]),
+                Input::ints(&[2], &[0, 1]),
+                Input::ints(&[2], &[1, 1]),
+            ]).grads(&[0]),
+        Sample::new("nothing", &[Input::uniform(&[3, 2]), Input::ints(&[1], &[2]), Input::ints(&[1], &[1]), Input::ints(&[1], &[0])]),
+        Sample::new("of nothing", &[Input::uniform(&[0, 2]), Input::ints(&[1], &[0]), Input::ints(&[1], &[5]), Input::ints(&[1], &[0])]),
+        Sample::new("int32 bounds", &[Input::uniform(&[4]), Input::int32s(&[1], &[1]), Input::int32s(&[1], &[-1]), Input::int32s(&[1], &[0])]).grads(&[0]),
+        Sample::new("int64", &[Input::ints(&[4], &[1, 2, 3, 4]), Input::ints(&[1], &[1]), Input::ints(&[1], &[2]), Input::ints(&[1], &[0])]),
+        Sample::new("bool", &[Input::bools(&[3], &[true, false, true]), Input::ints(&[1], &[-2]), Input::ints(&[1], &[3])]),
+        Sample::new("bounds as attributes", &[Input::uniform(&[4, 3])]).attrs(&[("starts", Ints(&[1, -2])), ("ends", Ints(&[4, i64::MAX])), ("axes", Ints(&[0, 1]))]).grads(&[0]).opset(9),
+        Sample::new("attributes without axes", &[Input::uniform(&[4, 3])]).attrs(&[("starts", Ints(&[1])), ("ends", Ints(&[3]))]).grads(&[0]).opset(9),
     ],
 }];
 

@@ -2,8 +2,8 @@
 
 use SampleAttr::Ints;
 
-use super::layout::{View, bools, case, d_output, first_only, ints, moved_rows, strides, uniform};
-use super::{Call, Flow, FlowCall, OpDef, OpError, Rows, SampleAttr, Vjp, VjpCall};
+use super::layout::{View, d_output, first_only, moved_rows, strides};
+use super::{Call, Flow, FlowCall, Input, OpDef, OpError, Rows, Sample, SampleAttr, Vjp, VjpCall};
 use crate::array::Array;
 use crate::ir::{Attr, Node};
 use crate::rewrite::tape::Tape;
@@ -17,16 +17,16 @@ pub(super) const ROWS: &[OpDef] = &[OpDef {
     flow: Flow::Rule(flow),
     vjp: Vjp::Rule(vjp),
     samples: &[
-        case("matrix", &[uniform(&[3, 5])], &[], &[0]),
-        case("batched matrix", &[uniform(&[2, 3, 4])], &[("perm", Ints(&[0, 2, 1]))], &[0]),
-        case("heads", &[uniform(&[2, 3, 2, 4])], &[("perm", Ints(&[0, 2, 1, 3]))], &[0]),
-        case("cycle", &[uniform(&[2, 3, 4])], &[("perm", Ints(&[2, 0, 1]))], &[0]),
-        case("reversed", &[uniform(&[2, 3, 4])], &[], &[0]),
-        case("same", &[uniform(&[2, 3])], &[("perm", Ints(&[0, 1]))], &[0]),
-        case("int64", &[ints(&[2, 3], &[1, 2, 3, 4, 5, 6])], &[("perm", Ints(&[1, 0]))], &[]),
-        case("bool", &[bools(&[2, 3], &[true, false, false])], &[], &[]),
-        case("empty", &[uniform(&[2, 0, 3])], &[("perm", Ints(&[1, 2, 0]))], &[]),
-        case("scalar", &[uniform(&[])], &[], &[0]),
+        Sample::new("matrix", &[Input::uniform(&[3, 5])]).grads(&[0]),
+        Sample::new("batched matrix", &[Input::uniform(&[2, 3, 4])]).attrs(&[("perm", Ints(&[0, 2, 1]))]).grads(&[0]),
+        Sample::new("heads", &[Input::uniform(&[2, 3, 2, 4])]).attrs(&[("perm", Ints(&[0, 2, 1, 3]))]).grads(&[0]),
+        Sample::new("cycle", &[Input::uniform(&[2, 3, 4])]).attrs(&[("perm", Ints(&[2, 0, 1]))]).grads(&[0]),
+        Sample::new("reversed", &[Input::uniform(&[2, 3, 4])]).grads(&[0]),
+        Sample::new("same", &[Input::uniform(&[2, 3])]).attrs(&[("perm", Ints(&[0, 1]))]).grads(&[0]),
+        Sample::new("int64", &[Input::ints(&[2, 3], &[1, 2, 3, 4, 5, 6])]).attrs(&[("perm", Ints(&[1, 0]))]),
+        Sample::new("bool", &[Input::bools(&[2, 3], &[true, false, false])]),
+        Sample::new("empty", &[Input::uniform(&[2, 0, 3])]).attrs(&[("perm", Ints(&[1, 2, 0]))]),
+        Sample::new("scalar", &[Input::uniform(&[])]).grads(&[0]),
     ],
 }];
 
