@@ -138,7 +138,10 @@ pub fn trace_rows(
     let mut observe = |_, node: &crate::ir::Node, inputs: &[Option<Array>], outputs: &[Array]| {
         let input_rows: Vec<Option<Rows>> =
             node.inputs.iter().map(|v| v.and_then(|v| rows.get(&v)).map(|(rows, _)| *rows)).collect();
-        let call = FlowCall { node, inputs, outputs, rows: &input_rows };
+        let call = {
+            let opset = model.opset_of(&node.domain).unwrap_or(1);
+            FlowCall { node, inputs, outputs, rows: &input_rows, opset }
+        };
         let mut answer = match ops::find(&node.domain, &node.op).map(|op| op.flow) {
             Some(Flow::Elementwise) => ops::elementwise_flow(&call),
             Some(Flow::Keep) => outputs.iter().map(|_| input_rows.first().copied().flatten()).collect(),

@@ -7,7 +7,7 @@ use crate::array::{Array, Compute};
 use crate::rewrite::tape::Tape;
 
 /// The operators of this family.
-pub const ROWS: &[OpDef] = &[ADD, SUB, MUL, DIV, POW, MOD, MIN, MAX];
+pub(super) const ROWS: &[OpDef] = &[ADD, SUB, MUL, DIV, POW, MOD, MIN, MAX];
 
 const fn op(
     name: &'static str,
@@ -73,9 +73,10 @@ const DIV: OpDef = op(
         Sample::new("same shape", &[Input::uniform(&[2, 3]), Input::positive(&[2, 3])]).grads(&[0, 1]),
         Sample::new("row of divisors", &[Input::uniform(&[2, 3]), Input::positive(&[3])]).grads(&[0, 1]),
         Sample::new("column of divisors", &[Input::uniform(&[2, 3]), Input::positive(&[2, 1])]).grads(&[0, 1]),
-        Sample::new("whole numbers towards zero", &[Input::ints(&[4], &[7, -7, 7, -7]), Input::ints(&[4], &[
-            2, 2, -2, -2,
-        ])]),
+        Sample::new(
+            "whole numbers towards zero",
+            &[Input::ints(&[4], &[7, -7, 7, -7]), Input::ints(&[4], &[2, 2, -2, -2])],
+        ),
         EMPTY,
     ],
 );
@@ -113,9 +114,10 @@ const MOD: OpDef = op(
         })
     }),
     &[
-        Sample::new("floats", &[Input::floats(&[4], &[5.3, -5.3, 5.3, -5.3]), Input::floats(&[4], &[
-            2.0, 2.0, -2.0, -2.0,
-        ])])
+        Sample::new(
+            "floats",
+            &[Input::floats(&[4], &[5.3, -5.3, 5.3, -5.3]), Input::floats(&[4], &[2.0, 2.0, -2.0, -2.0])],
+        )
         .attrs(&[("fmod", SampleAttr::Int(1))])
         .grads(&[0, 1]),
         Sample::new("whole numbers", &[Input::ints(&[4], &[5, -5, 5, -5]), Input::ints(&[4], &[3, 3, -3, -3])]),
@@ -142,11 +144,14 @@ const MAX: OpDef = op(
 
 const EXTREMUM_SAMPLES: &[Sample] = &[
     Sample::new("two", &[Input::uniform(&[2, 3]), Input::uniform(&[2, 3])]).grads(&[0, 1]),
-    Sample::new("three, broadcast", &[
-        Input::floats(&[2, 3], &[-1.0, 0.25, 1.5, 0.75, -0.5, 2.0]),
-        Input::floats(&[3], &[0.5, -0.25, 1.0]),
-        Input::floats(&[2, 1], &[0.1, -0.1]),
-    ])
+    Sample::new(
+        "three, broadcast",
+        &[
+            Input::floats(&[2, 3], &[-1.0, 0.25, 1.5, 0.75, -0.5, 2.0]),
+            Input::floats(&[3], &[0.5, -0.25, 1.0]),
+            Input::floats(&[2, 1], &[0.1, -0.1]),
+        ],
+    )
     .grads(&[0, 1, 2]),
     Sample::new("one", &[Input::uniform(&[3])]).grads(&[0]),
     Sample::new("whole numbers", &[Input::ints(&[2, 2], &[-3, 4, 9, 0]), Input::ints(&[], &[3])]),
@@ -246,11 +251,7 @@ fn modulo(call: &Call<'_>) -> Outputs {
 
 fn pow(call: &Call<'_>) -> Outputs {
     let (a, b) = (call.input(0)?, call.input(1)?);
-    let exponent = if b.dtype.is_float() {
-        b.clone()
-    } else {
-        floats(a.dtype, b.shape.clone(), b.to_f64s())
-    };
+    let exponent = if b.dtype.is_float() { b.clone() } else { floats(a.dtype, b.shape.clone(), b.to_f64s()) };
     if a.dtype.is_int() {
         let shape = broadcast::shape(&[&a.shape, &b.shape])?;
         let (base, power) = (read_ints(a)?, f64::read(&exponent)?);

@@ -86,7 +86,7 @@ pub(super) fn fill<T: Copy + Default + Send>(pool: &Pool, len: usize, f: impl Fn
     if len < 4 * CHUNK {
         f(0, &mut out);
     } else {
-        super::threads::for_each_chunk(pool, &mut out, CHUNK, |i, chunk| f(i * CHUNK, chunk));
+        pool.for_each_chunk(&mut out, CHUNK, |i, chunk| f(i * CHUNK, chunk));
     }
     out
 }
@@ -106,7 +106,7 @@ pub(super) fn fill_blocks<T: Copy + Default + Send>(
     if len < 4 * CHUNK {
         each(0, &mut out);
     } else {
-        super::threads::for_each_chunk(pool, &mut out, per_chunk * block, |i, part| each(i * per_chunk, part));
+        pool.for_each_chunk(&mut out, per_chunk * block, |i, part| each(i * per_chunk, part));
     }
     out
 }
@@ -127,7 +127,7 @@ pub(super) fn rows<T: Copy + Default + Send>(
     if len < 4 * CHUNK {
         each(0, &mut out);
     } else {
-        super::threads::for_each_chunk(pool, &mut out, per_chunk, |i, part| each(i * per_chunk, part));
+        pool.for_each_chunk(&mut out, per_chunk, |i, part| each(i * per_chunk, part));
     }
     out
 }

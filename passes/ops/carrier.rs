@@ -77,7 +77,11 @@ real!(f64, F64, F32);
 pub(super) type Outputs = Result<Vec<Array>, OpError>;
 
 /// Runs the evaluation that fits the precision asked for.
-pub(super) fn by_precision(call: &Call<'_>, single: fn(&Call<'_>) -> Outputs, double: fn(&Call<'_>) -> Outputs) -> Outputs {
+pub(super) fn by_precision(
+    call: &Call<'_>,
+    single: fn(&Call<'_>) -> Outputs,
+    double: fn(&Call<'_>) -> Outputs,
+) -> Outputs {
     match call.compute {
         Compute::F32 => single(call),
         Compute::F64 => double(call),

@@ -11,7 +11,7 @@ use crate::ir::DType;
 use crate::rewrite::tape::Tape;
 
 /// The operators of this family.
-pub const ROWS: &[OpDef] = &[CAST, CAST_LIKE, IDENTITY, DROPOUT];
+pub(super) const ROWS: &[OpDef] = &[CAST, CAST_LIKE, IDENTITY, DROPOUT];
 
 const CAST: OpDef = OpDef {
     name: "Cast",
@@ -85,11 +85,10 @@ const DROPOUT: OpDef = OpDef {
     samples: &[
         Sample::new("inference", &[Input::uniform(&[2, 3])]).grads(&[0]),
         Sample::new("ratio given", &[Input::uniform(&[2, 3]), Input::floats(&[], &[0.3])]).grads(&[0]),
-        Sample::new("training off, mask asked for", &[
-            Input::uniform(&[2, 3]),
-            Input::floats(&[], &[0.3]),
-            Input::bools(&[], &[false]),
-        ])
+        Sample::new(
+            "training off, mask asked for",
+            &[Input::uniform(&[2, 3]), Input::floats(&[], &[0.3]), Input::bools(&[], &[false])],
+        )
         .outputs(2)
         .grads(&[0]),
     ],
@@ -105,7 +104,9 @@ fn cast(call: &Call<'_>, to: DType) -> Outputs {
         Buf::F32(_) | Buf::F64(_) if to.is_float() => x.clone().carried(call.compute).with_dtype(to),
         Buf::F32(values) if to == DType::Bool => bools(shape, values.iter().map(|&v| v != 0.0).collect()),
         Buf::F64(values) if to == DType::Bool => bools(shape, values.iter().map(|&v| v != 0.0).collect()),
-        Buf::F32(values) if to.is_int() => ints(to, shape, values.iter().map(|&v| saturate(to, f64::from(v))).collect()),
+        Buf::F32(values) if to.is_int() => {
+            ints(to, shape, values.iter().map(|&v| saturate(to, f64::from(v))).collect())
+        }
         Buf::F64(values) if to.is_int() => ints(to, shape, values.iter().map(|&v| saturate(to, v)).collect()),
         Buf::I64(_) | Buf::Bool(_) | Buf::Bytes(_) if to.is_float() => {
             let values = read_ints(x)?;

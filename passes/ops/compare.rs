@@ -9,7 +9,7 @@ use crate::array::{Array, ArrayError, Buf, Compute};
 use crate::rewrite::tape::Tape;
 
 /// The operators of this family.
-pub const ROWS: &[OpDef] = &[EQUAL, LESS, LESS_OR_EQUAL, GREATER, GREATER_OR_EQUAL, AND, OR, XOR, WHERE];
+pub(super) const ROWS: &[OpDef] = &[EQUAL, LESS, LESS_OR_EQUAL, GREATER, GREATER_OR_EQUAL, AND, OR, XOR, WHERE];
 
 const fn test(
     name: &'static str,
@@ -71,11 +71,10 @@ const WHERE: OpDef = OpDef {
     samples: &[
         Sample::new("same shape", &[CONDITION, Input::uniform(&[2, 3]), Input::uniform(&[2, 3])]).grads(&[1, 2]),
         Sample::new("scalar choice", &[CONDITION, Input::floats(&[], &[-1e4]), Input::uniform(&[2, 3])]).grads(&[1, 2]),
-        Sample::new("condition repeated", &[
-            Input::bools(&[2, 1], &[true, false]),
-            Input::uniform(&[2, 3]),
-            Input::uniform(&[3]),
-        ])
+        Sample::new(
+            "condition repeated",
+            &[Input::bools(&[2, 1], &[true, false]), Input::uniform(&[2, 3]), Input::uniform(&[3])],
+        )
         .grads(&[1, 2]),
         Sample::new("condition larger than both", &[CONDITION, Input::uniform(&[3]), Input::uniform(&[])])
             .grads(&[1, 2]),
@@ -86,10 +85,10 @@ const WHERE: OpDef = OpDef {
 };
 
 const CONDITION: Input = Input::bools(&[2, 3], &[true, false, false, true, true]);
-const TIED_FLOATS: Sample = Sample::new("floats", &[
-    Input::floats(&[2, 3], &[1.0, 2.0, 3.0, -1.0, 0.0]),
-    Input::floats(&[2, 3], &[1.0, 3.0, 2.0, -1.0, -0.0]),
-]);
+const TIED_FLOATS: Sample = Sample::new(
+    "floats",
+    &[Input::floats(&[2, 3], &[1.0, 2.0, 3.0, -1.0, 0.0]), Input::floats(&[2, 3], &[1.0, 3.0, 2.0, -1.0, -0.0])],
+);
 const INTS: Sample = Sample::new("whole numbers", &[Input::ints(&[4], &[1, 2, 3]), Input::ints(&[4], &[1, 3, 2])]);
 const ROW_OF_INTS: Sample =
     Sample::new("column against row", &[Input::ints(&[3, 1], &[0, 1, 2]), Input::ints(&[1, 3], &[0, 1, 2])]);
@@ -98,10 +97,10 @@ const NOT_A_NUMBER: Sample =
 const EMPTY: Sample = Sample::new("empty", &[Input::uniform(&[0, 2]), Input::uniform(&[2])]);
 const TRUTH_VALUES: Sample =
     Sample::new("truth values", &[Input::bools(&[4], &[true, false]), Input::bools(&[4], &[true, true, false])]);
-const LOGIC: Sample = Sample::new("same shape", &[
-    Input::bools(&[4], &[true, true, false, false]),
-    Input::bools(&[4], &[true, false, true, false]),
-]);
+const LOGIC: Sample = Sample::new(
+    "same shape",
+    &[Input::bools(&[4], &[true, true, false, false]), Input::bools(&[4], &[true, false, true, false])],
+);
 const LOGIC_ROW: Sample =
     Sample::new("row", &[Input::bools(&[2, 3], &[true, true, false, false]), Input::bools(&[3], &[true, false])]);
 
@@ -157,12 +156,8 @@ fn choose(call: &Call<'_>) -> Outputs {
         (Buf::Bool(x), Buf::Bool(y)) => Buf::Bool(Arc::new(pick(call, &shape, holds, (&a.shape, x), (&b.shape, y)))),
         (Buf::Bytes(x), Buf::Bytes(y)) => Buf::Bytes(pick(call, &shape, holds, (&a.shape, x), (&b.shape, y)).into()),
         (Buf::F32(_) | Buf::F64(_), Buf::F32(_) | Buf::F64(_)) => match call.compute {
-            Compute::F32 => {
-                f32::buf(pick(call, &shape, holds, (&a.shape, &f32::read(a)?), (&b.shape, &f32::read(b)?)))
-            }
-            Compute::F64 => {
-                f64::buf(pick(call, &shape, holds, (&a.shape, &f64::read(a)?), (&b.shape, &f64::read(b)?)))
-            }
+            Compute::F32 => f32::buf(pick(call, &shape, holds, (&a.shape, &f32::read(a)?), (&b.shape, &f32::read(b)?))),
+            Compute::F64 => f64::buf(pick(call, &shape, holds, (&a.shape, &f64::read(a)?), (&b.shape, &f64::read(b)?))),
         },
         _ => {
             let expected = "two choices of one element type";

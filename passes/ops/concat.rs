@@ -2,7 +2,9 @@
 
 use SampleAttr::{Int, Ints};
 
-use super::layout::{View, axis_of, carried_like, count, d_output, dims, first_only, input, moved_rows, room, size_along, zeros_like};
+use super::layout::{
+    View, axis_of, carried_like, count, d_output, dims, first_only, input, moved_rows, room, size_along, zeros_like,
+};
 use super::{Call, Flow, FlowCall, Input, OpDef, OpError, Rows, Sample, SampleAttr, Vjp, VjpCall};
 use crate::array::{Array, Buf};
 use crate::ir::Attr;
@@ -18,14 +20,26 @@ pub(super) const ROWS: &[OpDef] = &[
         flow: Flow::Rule(concat_flow),
         vjp: Vjp::Rule(concat_vjp),
         samples: &[
-            Sample::new("first axis", &[Input::uniform(&[2, 3]), Input::uniform(&[1, 3])]).attrs(&[("axis", Int(0))]).grads(&[0, 1]),
-            Sample::new("last axis, three", &[Input::uniform(&[2, 1]), Input::uniform(&[2, 3]), Input::uniform(&[2, 2])]).attrs(&[("axis", Int(-1))]).grads(&[0, 1, 2]),
-            Sample::new("middle axis", &[Input::uniform(&[2, 1, 2]), Input::uniform(&[2, 2, 2])]).attrs(&[("axis", Int(-2))]).grads(&[0, 1]),
-            Sample::new("empty cache", &[Input::uniform(&[2, 0, 3]), Input::uniform(&[2, 2, 3])]).attrs(&[("axis", Int(1))]).grads(&[1]),
+            Sample::new("first axis", &[Input::uniform(&[2, 3]), Input::uniform(&[1, 3])])
+                .attrs(&[("axis", Int(0))])
+                .grads(&[0, 1]),
+            Sample::new(
+                "last axis, three",
+                &[Input::uniform(&[2, 1]), Input::uniform(&[2, 3]), Input::uniform(&[2, 2])],
+            )
+            .attrs(&[("axis", Int(-1))])
+            .grads(&[0, 1, 2]),
+            Sample::new("middle axis", &[Input::uniform(&[2, 1, 2]), Input::uniform(&[2, 2, 2])])
+                .attrs(&[("axis", Int(-2))])
+                .grads(&[0, 1]),
+            Sample::new("empty cache", &[Input::uniform(&[2, 0, 3]), Input::uniform(&[2, 2, 3])])
+                .attrs(&[("axis", Int(1))])
+                .grads(&[1]),
             Sample::new("alone", &[Input::uniform(&[2, 3])]).attrs(&[("axis", Int(0))]).grads(&[0]),
             Sample::new("int64", &[Input::ints(&[1], &[1]), Input::ints(&[2], &[2, 3])]).attrs(&[("axis", Int(0))]),
             Sample::new("int32", &[Input::int32s(&[1], &[1]), Input::int32s(&[2], &[2, 3])]).attrs(&[("axis", Int(0))]),
-            Sample::new("bool", &[Input::bools(&[2, 1], &[true, false]), Input::bools(&[2, 1], &[true])]).attrs(&[("axis", Int(1))]),
+            Sample::new("bool", &[Input::bools(&[2, 1], &[true, false]), Input::bools(&[2, 1], &[true])])
+                .attrs(&[("axis", Int(1))]),
         ],
     },
     OpDef {
@@ -36,11 +50,22 @@ pub(super) const ROWS: &[OpDef] = &[
         flow: Flow::Rule(split_flow),
         vjp: Vjp::Rule(split_vjp),
         samples: &[
-            Sample::new("sizes", &[Input::uniform(&[2, 6]), Input::ints(&[3], &[1, 3, 2])]).attrs(&[("axis", Int(-1))]).grads(&[0]).outputs(3),
+            Sample::new("sizes", &[Input::uniform(&[2, 6]), Input::ints(&[3], &[1, 3, 2])])
+                .attrs(&[("axis", Int(-1))])
+                .grads(&[0])
+                .outputs(3),
             Sample::new("equal", &[Input::uniform(&[4, 2])]).grads(&[0]).outputs(2),
             Sample::new("empty piece", &[Input::uniform(&[2, 3]), Input::ints(&[2], &[0, 2])]).grads(&[0]).outputs(2),
-            Sample::new("uneven", &[Input::uniform(&[2, 5])]).attrs(&[("axis", Int(1)), ("num_outputs", Int(2))]).grads(&[0]).outputs(2).opset(18),
-            Sample::new("sizes as attribute", &[Input::uniform(&[3, 2])]).attrs(&[("split", Ints(&[1, 2]))]).grads(&[0]).outputs(2).opset(11),
+            Sample::new("uneven", &[Input::uniform(&[2, 5])])
+                .attrs(&[("axis", Int(1)), ("num_outputs", Int(2))])
+                .grads(&[0])
+                .outputs(2)
+                .opset(18),
+            Sample::new("sizes as attribute", &[Input::uniform(&[3, 2])])
+                .attrs(&[("split", Ints(&[1, 2]))])
+                .grads(&[0])
+                .outputs(2)
+                .opset(11),
             Sample::new("int64", &[Input::ints(&[4], &[1, 2, 3, 4])]).outputs(2),
         ],
     },
@@ -164,15 +189,16 @@ fn split_flow(call: &FlowCall<'_>) -> Vec<Option<Rows>> {
 fn concat_vjp(tape: &mut Tape<'_>, call: &VjpCall<'_>) -> Result<Vec<Option<String>>, String> {
     let g = d_output(call, 0)?;
     let axis = call.node.int("axis", 1);
-    let last = call.wants.iter().rposition(|&wanted| wanted).unwrap_or(0);
     let along = tape.ints(&[axis]);
     let mut start = tape.ints(&[0]);
     let mut grads = vec![None; call.inputs.len()];
-    for slot in 0..=last.min(call.inputs.len().saturating_sub(1)) {
+    // Operands behind the last one wanted need no place.
+    let needed = call.wants.iter().rposition(|&wanted| wanted).map_or(0, |last| last + 1);
+    for (slot, grad) in grads.iter_mut().enumerate().take(needed) {
         let size = size_along(tape, input(call, slot)?, axis);
         let end = tape.op("Add", &[&start, &size]);
-        if call.wants.get(slot).copied().unwrap_or(false) {
-            grads[slot] = Some(tape.op("Slice", &[g, &start, &end, &along]));
+        if call.wants.get(slot) == Some(&true) {
+            *grad = Some(tape.op("Slice", &[g, &start, &end, &along]));
         }
         start = end;
     }

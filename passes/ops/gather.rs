@@ -19,8 +19,12 @@ pub(super) const ROWS: &[OpDef] = &[
         vjp: Vjp::Rule(gather_vjp),
         samples: &[
             Sample::new("embedding", &[Input::uniform(&[5, 3]), Input::ints(&[2, 2], &[4, 0, 0, 2])]).grads(&[0]),
-            Sample::new("last axis", &[Input::uniform(&[2, 4]), Input::ints(&[3], &[-1, 1, 1])]).attrs(&[("axis", Int(-1))]).grads(&[0]),
-            Sample::new("scalar index", &[Input::uniform(&[2, 3, 2]), Input::ints(&[], &[1])]).attrs(&[("axis", Int(1))]).grads(&[0]),
+            Sample::new("last axis", &[Input::uniform(&[2, 4]), Input::ints(&[3], &[-1, 1, 1])])
+                .attrs(&[("axis", Int(-1))])
+                .grads(&[0]),
+            Sample::new("scalar index", &[Input::uniform(&[2, 3, 2]), Input::ints(&[], &[1])])
+                .attrs(&[("axis", Int(1))])
+                .grads(&[0]),
             Sample::new("of a shape", &[Input::ints(&[3], &[7, 8, 9]), Input::ints(&[], &[-2])]),
             Sample::new("int32 indices", &[Input::uniform(&[3, 2]), Input::int32s(&[2], &[2, 0])]).grads(&[0]),
             Sample::new("bool", &[Input::bools(&[3], &[true, false, true]), Input::ints(&[2], &[0, 1])]),
@@ -38,8 +42,12 @@ pub(super) const ROWS: &[OpDef] = &[
             Sample::new("elements", &[Input::uniform(&[3, 2]), Input::ints(&[3, 2], &[0, 1, 2, 0, 0, 1])]).grads(&[0]),
             Sample::new("rows", &[Input::uniform(&[3, 2]), Input::ints(&[2, 2, 1], &[2, 0, -1, 1])]).grads(&[0]),
             Sample::new("blocks", &[Input::uniform(&[2, 2, 3]), Input::ints(&[1, 2], &[1, 0])]).grads(&[0]),
-            Sample::new("batch", &[Input::uniform(&[2, 3, 2]), Input::ints(&[2, 1], &[2, 0])]).attrs(&[("batch_dims", Int(1))]).grads(&[0]),
-            Sample::new("batch of several", &[Input::uniform(&[2, 3, 2]), Input::ints(&[2, 2, 1], &[2, 0, 1, 1])]).attrs(&[("batch_dims", Int(1))]).grads(&[0]),
+            Sample::new("batch", &[Input::uniform(&[2, 3, 2]), Input::ints(&[2, 1], &[2, 0])])
+                .attrs(&[("batch_dims", Int(1))])
+                .grads(&[0]),
+            Sample::new("batch of several", &[Input::uniform(&[2, 3, 2]), Input::ints(&[2, 2, 1], &[2, 0, 1, 1])])
+                .attrs(&[("batch_dims", Int(1))])
+                .grads(&[0]),
             Sample::new("bool", &[Input::bools(&[2, 2], &[true, false, false]), Input::ints(&[1, 1], &[1])]),
             Sample::new("int64", &[Input::ints(&[4], &[1, 2, 3, 4]), Input::ints(&[2, 1], &[3, 0])]),
             Sample::new("no indices", &[Input::uniform(&[3, 2]), Input::ints(&[0, 1], &[])]),
@@ -54,8 +62,12 @@ pub(super) const ROWS: &[OpDef] = &[
         vjp: Vjp::Rule(gather_elements_vjp),
         samples: &[
             Sample::new("first axis", &[Input::uniform(&[3, 2]), Input::ints(&[2, 2], &[0, 2, 0, -1])]).grads(&[0]),
-            Sample::new("last axis", &[Input::uniform(&[2, 3]), Input::ints(&[2, 2], &[0, 0, 2, 1])]).attrs(&[("axis", Int(-1))]).grads(&[0]),
-            Sample::new("fewer columns", &[Input::uniform(&[3, 3]), Input::ints(&[2, 1], &[2, 2])]).attrs(&[("axis", Int(0))]).grads(&[0]),
+            Sample::new("last axis", &[Input::uniform(&[2, 3]), Input::ints(&[2, 2], &[0, 0, 2, 1])])
+                .attrs(&[("axis", Int(-1))])
+                .grads(&[0]),
+            Sample::new("fewer columns", &[Input::uniform(&[3, 3]), Input::ints(&[2, 1], &[2, 2])])
+                .attrs(&[("axis", Int(0))])
+                .grads(&[0]),
             Sample::new("int64", &[Input::ints(&[2, 2], &[1, 2, 3, 4]), Input::ints(&[1, 2], &[1, 0])]),
             Sample::new("bool", &[Input::bools(&[3], &[true, false, true]), Input::int32s(&[2], &[1, 2])]),
             Sample::new("no indices", &[Input::uniform(&[3, 2]), Input::ints(&[0, 2], &[])]),

@@ -51,7 +51,11 @@ pub(super) const ROWS: &[OpDef] = &[
             Sample::new("int32", &[Input::int32s(&[], &[0]), Input::int32s(&[], &[4]), Input::int32s(&[], &[1])]),
             Sample::new("down", &[Input::ints(&[], &[5]), Input::ints(&[], &[-2]), Input::ints(&[], &[-2])]),
             Sample::new("nothing", &[Input::ints(&[], &[3]), Input::ints(&[], &[3]), Input::ints(&[], &[1])]),
-            Sample::new("float", &[Input::floats(&[], &[0.25]), Input::floats(&[], &[2.1]), Input::floats(&[], &[0.5])]).grads(&[0, 2]),
+            Sample::new(
+                "float",
+                &[Input::floats(&[], &[0.25]), Input::floats(&[], &[2.1]), Input::floats(&[], &[0.5])],
+            )
+            .grads(&[0, 2]),
         ],
     },
     OpDef {
@@ -75,8 +79,15 @@ pub(super) const ROWS: &[OpDef] = &[
         flow: Flow::Rule(one_hot_flow),
         vjp: Vjp::Missing,
         samples: &[
-            Sample::new("last axis", &[Input::ints(&[2, 2], &[0, 2, -1, 5]), Input::ints(&[], &[3]), Input::floats(&[2], &[0.0, 1.0])]),
-            Sample::new("first axis", &[Input::ints(&[3], &[0, 2, 1]), Input::ints(&[1], &[3]), Input::ints(&[2], &[7, 9])]).attrs(&[("axis", Int(0))]),
+            Sample::new(
+                "last axis",
+                &[Input::ints(&[2, 2], &[0, 2, -1, 5]), Input::ints(&[], &[3]), Input::floats(&[2], &[0.0, 1.0])],
+            ),
+            Sample::new(
+                "first axis",
+                &[Input::ints(&[3], &[0, 2, 1]), Input::ints(&[1], &[3]), Input::ints(&[2], &[7, 9])],
+            )
+            .attrs(&[("axis", Int(0))]),
         ],
     },
 ];

@@ -19,22 +19,28 @@ pub(super) const ROWS: &[OpDef] = &[
         flow: Flow::Rule(rows_of_x),
         vjp: Vjp::Missing,
         samples: &[
-            Sample::new("strided", &[
+            Sample::new(
+                "strided",
+                &[
                     Input::uniform(&[2, 2]),
                     Input::uniform(&[2, 5]),
                     Input::ints(&[1], &[1]),
                     Input::ints(&[1], &[i64::MAX]),
                     Input::ints(&[1], &[1]),
                     Input::ints(&[1], &[2]),
-                ]),
-            Sample::new("backwards", &[
+                ],
+            ),
+            Sample::new(
+                "backwards",
+                &[
                     Input::uniform(&[3, 2]),
                     Input::uniform(&[3, 2]),
                     Input::ints(&[1], &[-1]),
                     Input::ints(&[1], &[i64::MIN]),
                     Input::ints(&[1], &[0]),
                     Input::ints(&[1], &[-1]),
-                ]),
+                ],
+            ),
         ],
     },
     OpDef {
@@ -45,8 +51,15 @@ pub(super) const ROWS: &[OpDef] = &[
         flow: Flow::Rule(rows_of_x),
         vjp: Vjp::Missing,
         samples: &[
-            Sample::new("repeated", &[Input::uniform(&[2, 2, 3]), Input::uniform(&[4, 3]), Input::ints(&[2, 2], &[1, 3, 1, -1])]),
-            Sample::new("last axis", &[Input::uniform(&[2, 3]), Input::uniform(&[2, 2]), Input::int32s(&[3], &[1, 1, 0])]).attrs(&[("axis", Int(-1))]),
+            Sample::new(
+                "repeated",
+                &[Input::uniform(&[2, 2, 3]), Input::uniform(&[4, 3]), Input::ints(&[2, 2], &[1, 3, 1, -1])],
+            ),
+            Sample::new(
+                "last axis",
+                &[Input::uniform(&[2, 3]), Input::uniform(&[2, 2]), Input::int32s(&[3], &[1, 1, 0])],
+            )
+            .attrs(&[("axis", Int(-1))]),
         ],
     },
     OpDef {
@@ -58,7 +71,8 @@ pub(super) const ROWS: &[OpDef] = &[
         vjp: Vjp::Missing,
         samples: &[
             Sample::new("rows", &[Input::uniform(&[3, 2]), Input::uniform(&[4, 2]), Input::ints(&[3, 1], &[3, 0, 3])]),
-            Sample::new("batch", &[Input::uniform(&[2, 2]), Input::uniform(&[2, 3, 2]), Input::ints(&[2, 1], &[2, 0])]).attrs(&[("batch_dims", Int(1))]),
+            Sample::new("batch", &[Input::uniform(&[2, 2]), Input::uniform(&[2, 3, 2]), Input::ints(&[2, 1], &[2, 0])])
+                .attrs(&[("batch_dims", Int(1))]),
         ],
     },
     OpDef {
@@ -69,8 +83,15 @@ pub(super) const ROWS: &[OpDef] = &[
         flow: Flow::Rule(rows_of_x),
         vjp: Vjp::Missing,
         samples: &[
-            Sample::new("first axis", &[Input::uniform(&[2, 2]), Input::uniform(&[3, 2]), Input::ints(&[2, 2], &[0, 2, 0, -1])]),
-            Sample::new("last axis", &[Input::uniform(&[2, 2]), Input::uniform(&[2, 3]), Input::ints(&[2, 2], &[0, 0, 2, 1])]).attrs(&[("axis", Int(-1))]),
+            Sample::new(
+                "first axis",
+                &[Input::uniform(&[2, 2]), Input::uniform(&[3, 2]), Input::ints(&[2, 2], &[0, 2, 0, -1])],
+            ),
+            Sample::new(
+                "last axis",
+                &[Input::uniform(&[2, 2]), Input::uniform(&[2, 3]), Input::ints(&[2, 2], &[0, 0, 2, 1])],
+            )
+            .attrs(&[("axis", Int(-1))]),
         ],
     },
 ];

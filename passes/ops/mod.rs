@@ -20,6 +20,7 @@ mod layout;
 mod linear;
 mod norm;
 mod pad;
+mod product;
 mod reduce;
 mod reshape;
 mod resize;
@@ -30,7 +31,6 @@ mod select;
 mod shape_of;
 mod slice;
 mod softmax;
-mod threads;
 mod transpose;
 mod unary;
 

@@ -8,7 +8,7 @@ use crate::ir::{Attr, DType};
 use crate::rewrite::tape::Tape;
 
 /// The operators of this family.
-pub const ROWS: &[OpDef] = &[LAYER_NORM, SIMPLIFIED, SIMPLIFIED_CONTRIB, RMS_NORM, BATCH_NORM];
+pub(super) const ROWS: &[OpDef] = &[LAYER_NORM, SIMPLIFIED, SIMPLIFIED_CONTRIB, RMS_NORM, BATCH_NORM];
 
 const LAYER_NORM: OpDef = OpDef {
     name: "LayerNormalization",
@@ -79,21 +79,27 @@ const BATCH_NORM: OpDef = OpDef {
     flow: Flow::Keep,
     vjp: Vjp::Rule(d_batch_norm),
     samples: &[
-        Sample::new("image", &[
-            Input::uniform(&[2, 3, 2, 2]),
-            Input::positive(&[3]),
-            Input::uniform(&[3]),
-            Input::uniform(&[3]),
-            Input::positive(&[3]),
-        ])
+        Sample::new(
+            "image",
+            &[
+                Input::uniform(&[2, 3, 2, 2]),
+                Input::positive(&[3]),
+                Input::uniform(&[3]),
+                Input::uniform(&[3]),
+                Input::positive(&[3]),
+            ],
+        )
         .grads(&[0]),
-        Sample::new("vectors, other epsilon", &[
-            Input::uniform(&[2, 3]),
-            Input::positive(&[3]),
-            Input::uniform(&[3]),
-            Input::uniform(&[3]),
-            Input::positive(&[3]),
-        ])
+        Sample::new(
+            "vectors, other epsilon",
+            &[
+                Input::uniform(&[2, 3]),
+                Input::positive(&[3]),
+                Input::uniform(&[3]),
+                Input::uniform(&[3]),
+                Input::positive(&[3]),
+            ],
+        )
         .attrs(&[("epsilon", SampleAttr::Float(0.1))])
         .grads(&[0]),
     ],

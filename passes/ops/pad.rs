@@ -2,7 +2,10 @@
 
 use SampleAttr::{Float, Ints, Str};
 
-use super::layout::{Reduction, View, axes_of, carried_like, count, d_output, input, moved_rows, reshape_like, same_rows, strides, taken, written, zeros};
+use super::layout::{
+    Reduction, View, axes_of, carried_like, count, d_output, input, moved_rows, reshape_like, same_rows, strides,
+    taken, written, zeros,
+};
 use super::{Call, Flow, FlowCall, Input, OpDef, OpError, Rows, Sample, SampleAttr, Vjp, VjpCall};
 use crate::array::{Array, ArrayError};
 use crate::ir::{Attr, Node};
@@ -18,16 +21,29 @@ pub(super) const ROWS: &[OpDef] = &[OpDef {
     vjp: Vjp::Rule(vjp),
     samples: &[
         Sample::new("zeros", &[Input::uniform(&[2, 3]), Input::ints(&[4], &[1, 0, 0, 2])]).grads(&[0]),
-        Sample::new("value", &[Input::uniform(&[2, 2]), Input::ints(&[4], &[0, 1, 1, 1]), Input::floats(&[], &[1.5])]).grads(&[0, 2]),
+        Sample::new("value", &[Input::uniform(&[2, 2]), Input::ints(&[4], &[0, 1, 1, 1]), Input::floats(&[], &[1.5])])
+            .grads(&[0, 2]),
         Sample::new("cut", &[Input::uniform(&[4, 3]), Input::ints(&[4], &[-1, 1, 0, -2])]).grads(&[0]),
-        Sample::new("edge", &[Input::uniform(&[2, 3]), Input::ints(&[4], &[1, 2, 0, 1])]).attrs(&[("mode", Str("edge"))]),
-        Sample::new("reflect", &[Input::uniform(&[3, 4]), Input::ints(&[4], &[1, 2, 2, 1])]).attrs(&[("mode", Str("reflect"))]),
+        Sample::new("edge", &[Input::uniform(&[2, 3]), Input::ints(&[4], &[1, 2, 0, 1])])
+            .attrs(&[("mode", Str("edge"))]),
+        Sample::new("reflect", &[Input::uniform(&[3, 4]), Input::ints(&[4], &[1, 2, 2, 1])])
+            .attrs(&[("mode", Str("reflect"))]),
         Sample::new("int64", &[Input::ints(&[3], &[1, 2, 3]), Input::ints(&[2], &[2, 1]), Input::ints(&[], &[-1])]),
         Sample::new("bool", &[Input::bools(&[2], &[true]), Input::ints(&[2], &[1, 1])]),
         Sample::new("of nothing", &[Input::uniform(&[0, 2]), Input::ints(&[4], &[1, 0, 1, 0])]),
-        Sample::new("axes", &[Input::uniform(&[2, 3, 2]), Input::ints(&[4], &[1, 0, 0, 2]), Input::ABSENT, Input::ints(&[2], &[-1, 0])]).grads(&[0]).opset(18),
-        Sample::new("wrap", &[Input::uniform(&[2, 3]), Input::ints(&[4], &[1, 2, 0, 1])]).attrs(&[("mode", Str("wrap"))]).opset(19),
-        Sample::new("attributes", &[Input::uniform(&[2, 2])]).attrs(&[("pads", Ints(&[0, 1, 1, 0])), ("value", Float(2.5))]).grads(&[0]).opset(10),
+        Sample::new(
+            "axes",
+            &[Input::uniform(&[2, 3, 2]), Input::ints(&[4], &[1, 0, 0, 2]), Input::ABSENT, Input::ints(&[2], &[-1, 0])],
+        )
+        .grads(&[0])
+        .opset(18),
+        Sample::new("wrap", &[Input::uniform(&[2, 3]), Input::ints(&[4], &[1, 2, 0, 1])])
+            .attrs(&[("mode", Str("wrap"))])
+            .opset(19),
+        Sample::new("attributes", &[Input::uniform(&[2, 2])])
+            .attrs(&[("pads", Ints(&[0, 1, 1, 0])), ("value", Float(2.5))])
+            .grads(&[0])
+            .opset(10),
     ],
 }];
 

@@ -8,9 +8,8 @@ use crate::ir::{Attr, DType, Node};
 use crate::rewrite::tape::Tape;
 
 /// The operators of this family.
-pub const ROWS: &[OpDef] = &[
-    REDUCE_SUM, REDUCE_MEAN, REDUCE_MAX, REDUCE_MIN, REDUCE_PROD, REDUCE_L2, REDUCE_SUM_SQUARE, ARG_MAX, CUM_SUM,
-];
+pub(super) const ROWS: &[OpDef] =
+    &[REDUCE_SUM, REDUCE_MEAN, REDUCE_MAX, REDUCE_MIN, REDUCE_PROD, REDUCE_L2, REDUCE_SUM_SQUARE, ARG_MAX, CUM_SUM];
 
 const fn op(
     name: &'static str,
@@ -129,14 +128,21 @@ const REDUCE_SUM_SQUARE: OpDef = op(
     SQUARE_SAMPLES,
 );
 
-const ARG_MAX: OpDef = op("ArgMax", "Index of the largest element along an axis.", arg_max, Vjp::Zero, &[
-    Sample::new("first axis", &[X]),
-    Sample::new("last axis, dropped", &[X]).attrs(&[("axis", SampleAttr::Int(-1)), ("keepdims", SampleAttr::Int(0))]),
-    Sample::new("ties, first", &[TIED]).attrs(&[("axis", SampleAttr::Int(1))]),
-    Sample::new("ties, last", &[TIED])
-        .attrs(&[("axis", SampleAttr::Int(1)), ("select_last_index", SampleAttr::Int(1))]),
-    Sample::new("int32", &[Input::int32s(&[2, 3], &[1, -2, 30, 7])]).attrs(&[("axis", SampleAttr::Int(1))]),
-]);
+const ARG_MAX: OpDef = op(
+    "ArgMax",
+    "Index of the largest element along an axis.",
+    arg_max,
+    Vjp::Zero,
+    &[
+        Sample::new("first axis", &[X]),
+        Sample::new("last axis, dropped", &[X])
+            .attrs(&[("axis", SampleAttr::Int(-1)), ("keepdims", SampleAttr::Int(0))]),
+        Sample::new("ties, first", &[TIED]).attrs(&[("axis", SampleAttr::Int(1))]),
+        Sample::new("ties, last", &[TIED])
+            .attrs(&[("axis", SampleAttr::Int(1)), ("select_last_index", SampleAttr::Int(1))]),
+        Sample::new("int32", &[Input::int32s(&[2, 3], &[1, -2, 30, 7])]).attrs(&[("axis", SampleAttr::Int(1))]),
+    ],
+);
 
 const CUM_SUM: OpDef = OpDef {
     name: "CumSum",
@@ -153,9 +159,7 @@ const CUM_SUM: OpDef = OpDef {
     samples: &[
         Sample::new("last axis", &[X, Input::ints(&[], &[-1])]).grads(&[0]),
         Sample::new("middle axis", &[X, Input::ints(&[], &[1])]).grads(&[0]),
-        Sample::new("exclusive", &[X, Input::ints(&[], &[1])])
-            .attrs(&[("exclusive", SampleAttr::Int(1))])
-            .grads(&[0]),
+        Sample::new("exclusive", &[X, Input::ints(&[], &[1])]).attrs(&[("exclusive", SampleAttr::Int(1))]).grads(&[0]),
         Sample::new("reverse", &[X, Input::ints(&[], &[1])]).attrs(&[("reverse", SampleAttr::Int(1))]).grads(&[0]),
         Sample::new("exclusive and reverse", &[X, Input::int32s(&[], &[2])])
             .attrs(&[("exclusive", SampleAttr::Int(1)), ("reverse", SampleAttr::Int(1))])
@@ -286,7 +290,7 @@ fn either<T: Real>(
     Ok(ints(x.dtype, [len], values).buf)
 }
 
-fn sums<T: Real>(x: &Array, folding: &Folding<'_>) -> Result<Buf, OpError> {
+pub(super) fn sums<T: Real>(x: &Array, folding: &Folding<'_>) -> Result<Buf, OpError> {
     either(x, folding, (T::ZERO, |a, b| a + b), (0, i64::wrapping_add))
 }
 
@@ -365,20 +369,17 @@ fn cum_sum(call: &Call<'_>) -> Outputs {
     let shape = x.shape.clone();
     let out = match (x.dtype.is_float(), call.compute) {
         (false, _) => ints(x.dtype, shape, running(call.node, &read_ints(x)?, len, inner, 0, i64::wrapping_add)),
-        (true, Compute::F32) => floats(x.dtype, shape, running(call.node, &f32::read(x)?, len, inner, 0.0, |a, b| a + b)),
-        (true, Compute::F64) => floats(x.dtype, shape, running(call.node, &f64::read(x)?, len, inner, 0.0, |a, b| a + b)),
+        (true, Compute::F32) => {
+            floats(x.dtype, shape, running(call.node, &f32::read(x)?, len, inner, 0.0, |a, b| a + b))
+        }
+        (true, Compute::F64) => {
+            floats(x.dtype, shape, running(call.node, &f64::read(x)?, len, inner, 0.0, |a, b| a + b))
+        }
     };
     Ok(vec![out])
 }
 
-fn running<T: Copy>(
-    node: &Node,
-    values: &[T],
-    len: usize,
-    inner: usize,
-    zero: T,
-    add: impl Fn(T, T) -> T,
-) -> Vec<T> {
+fn running<T: Copy>(node: &Node, values: &[T], len: usize, inner: usize, zero: T, add: impl Fn(T, T) -> T) -> Vec<T> {
     let (exclusive, reverse) = (node.int("exclusive", 0) != 0, node.int("reverse", 0) != 0);
     let mut out = values.to_vec();
     for block in out.chunks_exact_mut((len * inner).max(1)) {

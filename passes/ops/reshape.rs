@@ -20,7 +20,8 @@ pub(super) const ROWS: &[OpDef] = &[
             Sample::new("plain", &[Input::uniform(&[2, 3, 4]), Input::ints(&[2], &[6, 4])]).grads(&[0]),
             Sample::new("rest and old size", &[Input::uniform(&[2, 3, 4]), Input::ints(&[3], &[0, -1, 2])]).grads(&[0]),
             Sample::new("to scalar", &[Input::uniform(&[1, 1]), Input::ints(&[0], &[])]).grads(&[0]),
-            Sample::new("zero copied", &[Input::uniform(&[2, 0, 3]), Input::ints(&[2], &[6, 0])]).attrs(&[("allowzero", Int(1))]),
+            Sample::new("zero copied", &[Input::uniform(&[2, 0, 3]), Input::ints(&[2], &[6, 0])])
+                .attrs(&[("allowzero", Int(1))]),
             Sample::new("int32", &[Input::int32s(&[2, 2], &[1, 2, 3, 4]), Input::ints(&[1], &[-1])]),
             Sample::new("bool", &[Input::bools(&[2, 2], &[true, false]), Input::ints(&[2], &[4, 1])]),
             Sample::new("opset 13", &[Input::uniform(&[2, 6]), Input::ints(&[2], &[3, 4])]).grads(&[0]).opset(13),
@@ -37,7 +38,10 @@ pub(super) const ROWS: &[OpDef] = &[
             Sample::new("axes", &[Input::uniform(&[1, 3, 1, 2]), Input::ints(&[2], &[0, -2])]).grads(&[0]),
             Sample::new("every one", &[Input::uniform(&[1, 3, 1])]).grads(&[0]),
             Sample::new("int64", &[Input::ints(&[1], &[7]), Input::ints(&[1], &[0])]),
-            Sample::new("axes as attribute", &[Input::uniform(&[3, 1])]).attrs(&[("axes", Ints(&[-1]))]).grads(&[0]).opset(11),
+            Sample::new("axes as attribute", &[Input::uniform(&[3, 1])])
+                .attrs(&[("axes", Ints(&[-1]))])
+                .grads(&[0])
+                .opset(11),
         ],
     },
     OpDef {
@@ -52,7 +56,10 @@ pub(super) const ROWS: &[OpDef] = &[
             Sample::new("int64 scalar", &[Input::ints(&[], &[5]), Input::ints(&[1], &[0])]),
             Sample::new("bool", &[Input::bools(&[3], &[true, false, true]), Input::ints(&[2], &[2, 1])]),
             Sample::new("empty", &[Input::uniform(&[0, 2]), Input::ints(&[1], &[1])]),
-            Sample::new("axes as attribute", &[Input::uniform(&[2, 3])]).attrs(&[("axes", Ints(&[1]))]).grads(&[0]).opset(11),
+            Sample::new("axes as attribute", &[Input::uniform(&[2, 3])])
+                .attrs(&[("axes", Ints(&[1]))])
+                .grads(&[0])
+                .opset(11),
         ],
     },
     OpDef {

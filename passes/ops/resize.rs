@@ -18,31 +18,82 @@ pub(super) const ROWS: &[OpDef] = &[OpDef {
     flow: Flow::Rule(flow),
     vjp: Vjp::Missing,
     samples: &[
-        Sample::new("nearest, doubled", &[Input::uniform(&[1, 1, 2, 3]), Input::ABSENT, Input::floats(&[4], &[1.0, 1.0, 2.0, 2.0])]),
-        Sample::new("nearest by floor", &[Input::uniform(&[1, 1, 3, 4]), Input::ABSENT, Input::ABSENT, Input::ints(&[4], &[1, 1, 2, 6])]).attrs(&[
-                ("mode", Str("nearest")),
-                ("nearest_mode", Str("floor")),
-                ("coordinate_transformation_mode", Str("asymmetric")),
-            ]),
-        Sample::new("nearest by ceil", &[Input::uniform(&[1, 1, 3, 3]), Input::ABSENT, Input::ABSENT, Input::ints(&[4], &[1, 1, 5, 2])]).attrs(&[("nearest_mode", Str("ceil"))]),
-        Sample::new("nearest, ties up", &[Input::uniform(&[1, 1, 4, 4]), Input::ABSENT, Input::ABSENT, Input::ints(&[4], &[1, 1, 2, 7])]).attrs(&[("nearest_mode", Str("round_prefer_ceil")), ("coordinate_transformation_mode", Str("align_corners"))]),
-        Sample::new("linear", &[Input::uniform(&[1, 2, 3, 3]), Input::ABSENT, Input::ABSENT, Input::ints(&[4], &[1, 2, 5, 2])]).attrs(&[("mode", Str("linear"))]),
-        Sample::new("linear by corners", &[Input::uniform(&[1, 1, 3, 2]), Input::ABSENT, Input::ABSENT, Input::ints(&[4], &[1, 1, 5, 4])]).attrs(&[("mode", Str("linear")), ("coordinate_transformation_mode", Str("align_corners"))]),
-        Sample::new("linear as pytorch", &[Input::uniform(&[1, 1, 4, 4]), Input::ABSENT, Input::floats(&[4], &[1.0, 1.0, 0.5, 0.3])]).attrs(&[("mode", Str("linear")), ("coordinate_transformation_mode", Str("pytorch_half_pixel"))]),
-        Sample::new("cubic positions", &[Input::uniform(&[1, 2, 4, 4]), Input::ABSENT, Input::ABSENT, Input::ints(&[4], &[1, 2, 6, 5])]).attrs(&[
-                ("mode", Str("cubic")),
-                ("coordinate_transformation_mode", Str("pytorch_half_pixel")),
-                ("cubic_coeff_a", Float(-0.75)),
-                ("nearest_mode", Str("floor")),
-            ]),
-        Sample::new("cubic by scales", &[Input::uniform(&[1, 1, 4, 5]), Input::ABSENT, Input::floats(&[4], &[1.0, 1.0, 1.6, 0.7])]).attrs(&[("mode", Str("cubic")), ("cubic_coeff_a", Float(-0.5))]),
-        Sample::new("cubic, inside only", &[Input::uniform(&[1, 1, 4, 4]), Input::ABSENT, Input::floats(&[4], &[1.0, 1.0, 2.0, 1.5])]).attrs(&[
-                ("mode", Str("cubic")),
-                ("exclude_outside", Int(1)),
-                ("coordinate_transformation_mode", Str("asymmetric")),
-            ]),
-        Sample::new("axes", &[Input::uniform(&[1, 2, 3, 3]), Input::ABSENT, Input::ABSENT, Input::ints(&[2], &[4, 5])]).attrs(&[("mode", Str("linear")), ("axes", Ints(&[2, 3]))]).opset(18),
-        Sample::new("opset 11", &[Input::uniform(&[1, 1, 3, 3]), Input::floats(&[0], &[]), Input::floats(&[0], &[]), Input::ints(&[4], &[1, 1, 6, 6])]).attrs(&[("mode", Str("cubic")), ("coordinate_transformation_mode", Str("half_pixel"))]).opset(11),
+        Sample::new(
+            "nearest, doubled",
+            &[Input::uniform(&[1, 1, 2, 3]), Input::ABSENT, Input::floats(&[4], &[1.0, 1.0, 2.0, 2.0])],
+        ),
+        Sample::new(
+            "nearest by floor",
+            &[Input::uniform(&[1, 1, 3, 4]), Input::ABSENT, Input::ABSENT, Input::ints(&[4], &[1, 1, 2, 6])],
+        )
+        .attrs(&[
+            ("mode", Str("nearest")),
+            ("nearest_mode", Str("floor")),
+            ("coordinate_transformation_mode", Str("asymmetric")),
+        ]),
+        Sample::new(
+            "nearest by ceil",
+            &[Input::uniform(&[1, 1, 3, 3]), Input::ABSENT, Input::ABSENT, Input::ints(&[4], &[1, 1, 5, 2])],
+        )
+        .attrs(&[("nearest_mode", Str("ceil"))]),
+        Sample::new(
+            "nearest, ties up",
+            &[Input::uniform(&[1, 1, 4, 4]), Input::ABSENT, Input::ABSENT, Input::ints(&[4], &[1, 1, 2, 7])],
+        )
+        .attrs(&[("nearest_mode", Str("round_prefer_ceil")), ("coordinate_transformation_mode", Str("align_corners"))]),
+        Sample::new(
+            "linear",
+            &[Input::uniform(&[1, 2, 3, 3]), Input::ABSENT, Input::ABSENT, Input::ints(&[4], &[1, 2, 5, 2])],
+        )
+        .attrs(&[("mode", Str("linear"))]),
+        Sample::new(
+            "linear by corners",
+            &[Input::uniform(&[1, 1, 3, 2]), Input::ABSENT, Input::ABSENT, Input::ints(&[4], &[1, 1, 5, 4])],
+        )
+        .attrs(&[("mode", Str("linear")), ("coordinate_transformation_mode", Str("align_corners"))]),
+        Sample::new(
+            "linear as pytorch",
+            &[Input::uniform(&[1, 1, 4, 4]), Input::ABSENT, Input::floats(&[4], &[1.0, 1.0, 0.5, 0.3])],
+        )
+        .attrs(&[("mode", Str("linear")), ("coordinate_transformation_mode", Str("pytorch_half_pixel"))]),
+        Sample::new(
+            "cubic positions",
+            &[Input::uniform(&[1, 2, 4, 4]), Input::ABSENT, Input::ABSENT, Input::ints(&[4], &[1, 2, 6, 5])],
+        )
+        .attrs(&[
+            ("mode", Str("cubic")),
+            ("coordinate_transformation_mode", Str("pytorch_half_pixel")),
+            ("cubic_coeff_a", Float(-0.75)),
+            ("nearest_mode", Str("floor")),
+        ]),
+        Sample::new(
+            "cubic by scales",
+            &[Input::uniform(&[1, 1, 4, 5]), Input::ABSENT, Input::floats(&[4], &[1.0, 1.0, 1.6, 0.7])],
+        )
+        .attrs(&[("mode", Str("cubic")), ("cubic_coeff_a", Float(-0.5))]),
+        Sample::new(
+            "cubic, inside only",
+            &[Input::uniform(&[1, 1, 4, 4]), Input::ABSENT, Input::floats(&[4], &[1.0, 1.0, 2.0, 1.5])],
+        )
+        .attrs(&[
+            ("mode", Str("cubic")),
+            ("exclude_outside", Int(1)),
+            ("coordinate_transformation_mode", Str("asymmetric")),
+        ]),
+        Sample::new("axes", &[Input::uniform(&[1, 2, 3, 3]), Input::ABSENT, Input::ABSENT, Input::ints(&[2], &[4, 5])])
+            .attrs(&[("mode", Str("linear")), ("axes", Ints(&[2, 3]))])
+            .opset(18),
+        Sample::new(
+            "opset 11",
+            &[
+                Input::uniform(&[1, 1, 3, 3]),
+                Input::floats(&[0], &[]),
+                Input::floats(&[0], &[]),
+                Input::ints(&[4], &[1, 1, 6, 6]),
+            ],
+        )
+        .attrs(&[("mode", Str("cubic")), ("coordinate_transformation_mode", Str("half_pixel"))])
+        .opset(11),
         Sample::new("opset 10", &[Input::uniform(&[1, 1, 2, 3]), Input::floats(&[4], &[1.0, 1.0, 2.0, 1.5])]).opset(10),
     ],
 }];

@@ -19,15 +19,38 @@ pub(super) const ROWS: &[OpDef] = &[
         flow: Flow::Keep,
         vjp: Vjp::Rule(scatter_nd_vjp),
         samples: &[
-            Sample::new("rows", &[Input::uniform(&[4, 2]), Input::ints(&[2, 1], &[3, 1]), Input::uniform(&[2, 2])]).grads(&[0, 2]),
-            Sample::new("elements", &[Input::uniform(&[2, 3]), Input::ints(&[2, 2], &[0, 2, 1, -2]), Input::uniform(&[2])]).grads(&[0, 2]),
-            Sample::new("blocks", &[Input::uniform(&[2, 2, 2]), Input::ints(&[1, 2], &[1, 0]), Input::uniform(&[1, 2])]).grads(&[0, 2]),
-            Sample::new("none", &[Input::uniform(&[2, 3]), Input::ints(&[0, 1], &[]), Input::uniform(&[0, 3])]).grads(&[0]),
-            Sample::new("sum", &[Input::uniform(&[3, 2]), Input::ints(&[3, 1], &[1, 1, 0]), Input::uniform(&[3, 2])]).attrs(&[("reduction", Str("add"))]).grads(&[0, 2]),
-            Sample::new("largest", &[Input::uniform(&[3]), Input::ints(&[3, 1], &[1, 1, 0]), Input::uniform(&[3])]).attrs(&[("reduction", Str("max"))]).opset(18),
-            Sample::new("product of int64", &[Input::ints(&[3], &[2, 3, 4]), Input::ints(&[2, 1], &[1, 1]), Input::ints(&[2], &[5, -2])]).attrs(&[("reduction", Str("mul"))]),
-            Sample::new("bool", &[Input::bools(&[3], &[true]), Input::ints(&[2, 1], &[0, 2]), Input::bools(&[2], &[false])]),
-            Sample::new("opset 13", &[Input::uniform(&[3]), Input::ints(&[2, 1], &[0, 2]), Input::uniform(&[2])]).grads(&[0, 2]).opset(13),
+            Sample::new("rows", &[Input::uniform(&[4, 2]), Input::ints(&[2, 1], &[3, 1]), Input::uniform(&[2, 2])])
+                .grads(&[0, 2]),
+            Sample::new(
+                "elements",
+                &[Input::uniform(&[2, 3]), Input::ints(&[2, 2], &[0, 2, 1, -2]), Input::uniform(&[2])],
+            )
+            .grads(&[0, 2]),
+            Sample::new(
+                "blocks",
+                &[Input::uniform(&[2, 2, 2]), Input::ints(&[1, 2], &[1, 0]), Input::uniform(&[1, 2])],
+            )
+            .grads(&[0, 2]),
+            Sample::new("none", &[Input::uniform(&[2, 3]), Input::ints(&[0, 1], &[]), Input::uniform(&[0, 3])])
+                .grads(&[0]),
+            Sample::new("sum", &[Input::uniform(&[3, 2]), Input::ints(&[3, 1], &[1, 1, 0]), Input::uniform(&[3, 2])])
+                .attrs(&[("reduction", Str("add"))])
+                .grads(&[0, 2]),
+            Sample::new("largest", &[Input::uniform(&[3]), Input::ints(&[3, 1], &[1, 1, 0]), Input::uniform(&[3])])
+                .attrs(&[("reduction", Str("max"))])
+                .opset(18),
+            Sample::new(
+                "product of int64",
+                &[Input::ints(&[3], &[2, 3, 4]), Input::ints(&[2, 1], &[1, 1]), Input::ints(&[2], &[5, -2])],
+            )
+            .attrs(&[("reduction", Str("mul"))]),
+            Sample::new(
+                "bool",
+                &[Input::bools(&[3], &[true]), Input::ints(&[2, 1], &[0, 2]), Input::bools(&[2], &[false])],
+            ),
+            Sample::new("opset 13", &[Input::uniform(&[3]), Input::ints(&[2, 1], &[0, 2]), Input::uniform(&[2])])
+                .grads(&[0, 2])
+                .opset(13),
         ],
     },
     OpDef {
@@ -38,10 +61,23 @@ pub(super) const ROWS: &[OpDef] = &[
         flow: Flow::Keep,
         vjp: Vjp::Rule(scatter_elements_vjp),
         samples: &[
-            Sample::new("first axis", &[Input::uniform(&[3, 2]), Input::ints(&[2, 2], &[0, 2, 1, -2]), Input::uniform(&[2, 2])]).grads(&[0, 2]),
-            Sample::new("last axis", &[Input::uniform(&[2, 3]), Input::ints(&[2, 2], &[0, 1, 2, 0]), Input::uniform(&[2, 2])]).attrs(&[("axis", Int(-1))]).grads(&[0, 2]),
-            Sample::new("sum", &[Input::uniform(&[2, 3]), Input::ints(&[1, 2], &[1, 1]), Input::uniform(&[1, 2])]).attrs(&[("axis", Int(1)), ("reduction", Str("add"))]).grads(&[0, 2]),
-            Sample::new("smallest", &[Input::uniform(&[3]), Input::ints(&[3], &[1, 1, 0]), Input::uniform(&[3])]).attrs(&[("reduction", Str("min"))]).opset(18),
+            Sample::new(
+                "first axis",
+                &[Input::uniform(&[3, 2]), Input::ints(&[2, 2], &[0, 2, 1, -2]), Input::uniform(&[2, 2])],
+            )
+            .grads(&[0, 2]),
+            Sample::new(
+                "last axis",
+                &[Input::uniform(&[2, 3]), Input::ints(&[2, 2], &[0, 1, 2, 0]), Input::uniform(&[2, 2])],
+            )
+            .attrs(&[("axis", Int(-1))])
+            .grads(&[0, 2]),
+            Sample::new("sum", &[Input::uniform(&[2, 3]), Input::ints(&[1, 2], &[1, 1]), Input::uniform(&[1, 2])])
+                .attrs(&[("axis", Int(1)), ("reduction", Str("add"))])
+                .grads(&[0, 2]),
+            Sample::new("smallest", &[Input::uniform(&[3]), Input::ints(&[3], &[1, 1, 0]), Input::uniform(&[3])])
+                .attrs(&[("reduction", Str("min"))])
+                .opset(18),
             Sample::new("int64", &[Input::ints(&[3], &[1, 2, 3]), Input::ints(&[1], &[1]), Input::ints(&[1], &[9])]),
             Sample::new("bool", &[Input::bools(&[3], &[true]), Input::ints(&[1], &[-1]), Input::bools(&[1], &[false])]),
         ],

@@ -4,7 +4,9 @@ use std::cmp::Ordering;
 
 use SampleAttr::Int;
 
-use super::layout::{axis_of, count, d_output, first_only, input, moved_rows, picked, reshape_like, room, same_carrier, taken};
+use super::layout::{
+    axis_of, count, d_output, first_only, input, moved_rows, picked, reshape_like, room, same_carrier, taken,
+};
 use super::{Call, Flow, FlowCall, Input, OpDef, OpError, Rows, Sample, SampleAttr, Vjp, VjpCall};
 use crate::array::{Array, Buf};
 use crate::ir::Attr;
@@ -35,10 +37,15 @@ pub(super) const ROWS: &[OpDef] = &[
         flow: Flow::Rule(compress_flow),
         vjp: Vjp::Rule(compress_vjp),
         samples: &[
-            Sample::new("rows", &[Input::uniform(&[3, 2]), Input::bools(&[3], &[true, false, true])]).attrs(&[("axis", Int(0))]).grads(&[0]),
-            Sample::new("short condition", &[Input::uniform(&[2, 4]), Input::bools(&[2], &[false, true])]).attrs(&[("axis", Int(-1))]).grads(&[0]),
+            Sample::new("rows", &[Input::uniform(&[3, 2]), Input::bools(&[3], &[true, false, true])])
+                .attrs(&[("axis", Int(0))])
+                .grads(&[0]),
+            Sample::new("short condition", &[Input::uniform(&[2, 4]), Input::bools(&[2], &[false, true])])
+                .attrs(&[("axis", Int(-1))])
+                .grads(&[0]),
             Sample::new("flattened", &[Input::uniform(&[2, 3]), Input::bools(&[5], &[true, false, true])]).grads(&[0]),
-            Sample::new("int64", &[Input::ints(&[3], &[1, 2, 3]), Input::bools(&[3], &[false, true, true])]).attrs(&[("axis", Int(0))]),
+            Sample::new("int64", &[Input::ints(&[3], &[1, 2, 3]), Input::bools(&[3], &[false, true, true])])
+                .attrs(&[("axis", Int(0))]),
         ],
     },
     OpDef {
@@ -50,7 +57,10 @@ pub(super) const ROWS: &[OpDef] = &[
         vjp: Vjp::Rule(top_k_vjp),
         samples: &[
             Sample::new("largest", &[Input::uniform(&[3, 5]), Input::ints(&[1], &[2])]).grads(&[0]).outputs(2),
-            Sample::new("smallest, first axis", &[Input::uniform(&[4, 3]), Input::ints(&[1], &[3])]).attrs(&[("axis", Int(0)), ("largest", Int(0))]).grads(&[0]).outputs(2),
+            Sample::new("smallest, first axis", &[Input::uniform(&[4, 3]), Input::ints(&[1], &[3])])
+                .attrs(&[("axis", Int(0)), ("largest", Int(0))])
+                .grads(&[0])
+                .outputs(2),
             Sample::new("equals", &[Input::ints(&[6], &[3, 1, 3, 2]), Input::ints(&[1], &[4])]).outputs(2),
             Sample::new("none", &[Input::uniform(&[2, 3]), Input::ints(&[1], &[0])]).outputs(2),
         ],
@@ -66,7 +76,9 @@ pub(super) const ROWS: &[OpDef] = &[
             Sample::new("upper", &[Input::uniform(&[3, 3])]).grads(&[0]),
             Sample::new("lower", &[Input::uniform(&[2, 3, 4])]).attrs(&[("upper", Int(0))]).grads(&[0]),
             Sample::new("above", &[Input::uniform(&[3, 4]), Input::ints(&[], &[1])]).grads(&[0]),
-            Sample::new("far below", &[Input::uniform(&[4, 3]), Input::ints(&[1], &[-2])]).attrs(&[("upper", Int(0))]).grads(&[0]),
+            Sample::new("far below", &[Input::uniform(&[4, 3]), Input::ints(&[1], &[-2])])
+                .attrs(&[("upper", Int(0))])
+                .grads(&[0]),
             Sample::new("int64", &[Input::ints(&[2, 2], &[1, 2, 3, 4])]).attrs(&[("upper", Int(0))]),
             Sample::new("bool", &[Input::bools(&[3, 3], &[true]), Input::ints(&[], &[-1])]),
         ],

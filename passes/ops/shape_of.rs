@@ -2,7 +2,6 @@
 
 use SampleAttr::Int;
 
-
 use super::{Call, Flow, Input, OpDef, OpError, Sample, SampleAttr, Vjp};
 use crate::array::Array;
 

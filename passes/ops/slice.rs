@@ -17,25 +17,91 @@ pub(super) const ROWS: &[OpDef] = &[OpDef {
     flow: Flow::Rule(flow),
     vjp: Vjp::Rule(vjp),
     samples: &[
-        Sample::new("one axis", &[Input::uniform(&[4, 3]), Input::ints(&[1], &[1]), Input::ints(&[1], &[3]), Input::ints(&[1], &[0])]).grads(&[0]),
-        Sample::new("no axes", &[Input::uniform(&[4, 3]), Input::ints(&[2], &[1, 0]), Input::ints(&[2], &[3, 2])]).grads(&[0]),
-        Sample::new("to the end", &[Input::uniform(&[2, 5]), Input::ints(&[1], &[2]), Input::ints(&[1], &[i64::MAX]), Input::ints(&[1], &[-1]), Input::ints(&[1], &[2])]).grads(&[0]),
-        Sample::new("backwards", &[Input::uniform(&[2, 5]), Input::ints(&[1], &[-1]), Input::ints(&[1], &[i64::MIN]), Input::ints(&[1], &[1]), Input::ints(&[1], &[-1])]).grads(&[0]),
-        Sample::new("backwards by two", &[Input::uniform(&[6, 2]), Input::ints(&[1], &[i64::MAX]), Input::ints(&[1], &[0]), Input::ints(&[1], &[0]), Input::ints(&[1], &[-2])]).grads(&[0]),
-        Sample::new("two axes", &[
+        Sample::new(
+            "one axis",
+            &[Input::uniform(&[4, 3]), Input::ints(&[1], &[1]), Input::ints(&[1], &[3]), Input::ints(&[1], &[0])],
+        )
+        .grads(&[0]),
+        Sample::new("no axes", &[Input::uniform(&[4, 3]), Input::ints(&[2], &[1, 0]), Input::ints(&[2], &[3, 2])])
+            .grads(&[0]),
+        Sample::new(
+            "to the end",
+            &[
+                Input::uniform(&[2, 5]),
+                Input::ints(&[1], &[2]),
+                Input::ints(&[1], &[i64::MAX]),
+                Input::ints(&[1], &[-1]),
+                Input::ints(&[1], &[2]),
+            ],
+        )
+        .grads(&[0]),
+        Sample::new(
+            "backwards",
+            &[
+                Input::uniform(&[2, 5]),
+                Input::ints(&[1], &[-1]),
+                Input::ints(&[1], &[i64::MIN]),
+                Input::ints(&[1], &[1]),
+                Input::ints(&[1], &[-1]),
+            ],
+        )
+        .grads(&[0]),
+        Sample::new(
+            "backwards by two",
+            &[
+                Input::uniform(&[6, 2]),
+                Input::ints(&[1], &[i64::MAX]),
+                Input::ints(&[1], &[0]),
+                Input::ints(&[1], &[0]),
+                Input::ints(&[1], &[-2]),
+            ],
+        )
+        .grads(&[0]),
+        Sample::new(
+            "two axes",
+            &[
                 Input::uniform(&[3, 4, 2]),
                 Input::ints(&[2], &[1, -3]),
                 Input::ints(&[2], &[100, -1]),
                 Input::ints(&[2], &[0, 1]),
                 Input::ints(&[2], &[1, 1]),
-            ]).grads(&[0]),
-        Sample::new("nothing", &[Input::uniform(&[3, 2]), Input::ints(&[1], &[2]), Input::ints(&[1], &[1]), Input::ints(&[1], &[0])]),
-        Sample::new("of nothing", &[Input::uniform(&[0, 2]), Input::ints(&[1], &[0]), Input::ints(&[1], &[5]), Input::ints(&[1], &[0])]),
-        Sample::new("int32 bounds", &[Input::uniform(&[4]), Input::int32s(&[1], &[1]), Input::int32s(&[1], &[-1]), Input::int32s(&[1], &[0])]).grads(&[0]),
-        Sample::new("int64", &[Input::ints(&[4], &[1, 2, 3, 4]), Input::ints(&[1], &[1]), Input::ints(&[1], &[2]), Input::ints(&[1], &[0])]),
-        Sample::new("bool", &[Input::bools(&[3], &[true, false, true]), Input::ints(&[1], &[-2]), Input::ints(&[1], &[3])]),
-        Sample::new("bounds as attributes", &[Input::uniform(&[4, 3])]).attrs(&[("starts", Ints(&[1, -2])), ("ends", Ints(&[4, i64::MAX])), ("axes", Ints(&[0, 1]))]).grads(&[0]).opset(9),
-        Sample::new("attributes without axes", &[Input::uniform(&[4, 3])]).attrs(&[("starts", Ints(&[1])), ("ends", Ints(&[3]))]).grads(&[0]).opset(9),
+            ],
+        )
+        .grads(&[0]),
+        Sample::new(
+            "nothing",
+            &[Input::uniform(&[3, 2]), Input::ints(&[1], &[2]), Input::ints(&[1], &[1]), Input::ints(&[1], &[0])],
+        ),
+        Sample::new(
+            "of nothing",
+            &[Input::uniform(&[0, 2]), Input::ints(&[1], &[0]), Input::ints(&[1], &[5]), Input::ints(&[1], &[0])],
+        ),
+        Sample::new(
+            "int32 bounds",
+            &[Input::uniform(&[4]), Input::int32s(&[1], &[1]), Input::int32s(&[1], &[-1]), Input::int32s(&[1], &[0])],
+        )
+        .grads(&[0]),
+        Sample::new(
+            "int64",
+            &[
+                Input::ints(&[4], &[1, 2, 3, 4]),
+                Input::ints(&[1], &[1]),
+                Input::ints(&[1], &[2]),
+                Input::ints(&[1], &[0]),
+            ],
+        ),
+        Sample::new(
+            "bool",
+            &[Input::bools(&[3], &[true, false, true]), Input::ints(&[1], &[-2]), Input::ints(&[1], &[3])],
+        ),
+        Sample::new("bounds as attributes", &[Input::uniform(&[4, 3])])
+            .attrs(&[("starts", Ints(&[1, -2])), ("ends", Ints(&[4, i64::MAX])), ("axes", Ints(&[0, 1]))])
+            .grads(&[0])
+            .opset(9),
+        Sample::new("attributes without axes", &[Input::uniform(&[4, 3])])
+            .attrs(&[("starts", Ints(&[1])), ("ends", Ints(&[3]))])
+            .grads(&[0])
+            .opset(9),
     ],
 }];
 

@@ -8,7 +8,7 @@ use super::{Call, Flow, FlowCall, Input, OpDef, OpError, Rows, Sample, SampleAtt
 use crate::rewrite::tape::Tape;
 
 /// The operators of this family.
-pub const ROWS: &[OpDef] = &[SOFTMAX, LOG_SOFTMAX];
+pub(super) const ROWS: &[OpDef] = &[SOFTMAX, LOG_SOFTMAX];
 
 const SOFTMAX: OpDef = OpDef {
     name: "Softmax",
@@ -122,11 +122,7 @@ fn flow(call: &FlowCall<'_>) -> Vec<Option<Rows>> {
 }
 
 /// Writes a rule for normalisation along one axis; before operator set 13 on the flattened values.
-fn along_axis(
-    t: &mut Tape<'_>,
-    c: &VjpCall<'_>,
-    rule: impl Fn(&mut Tape<'_>, &str, &str, i64) -> String,
-) -> Gradients {
+fn along_axis(t: &mut Tape<'_>, c: &VjpCall<'_>, rule: impl Fn(&mut Tape<'_>, &str, &str, i64) -> String) -> Gradients {
     let g = gradient(c)?;
     let y = &c.outputs[0];
     if c.opset >= 13 {

@@ -7,7 +7,7 @@ use crate::array::Compute;
 use crate::rewrite::tape::Tape;
 
 /// The operators of this family.
-pub const ROWS: &[OpDef] = &[
+pub(super) const ROWS: &[OpDef] = &[
     NEG, ABS, SQRT, RECIPROCAL, EXP, LOG, ERF, TANH, SIGMOID, COS, SIN, FLOOR, CEIL, ROUND, SIGN, RELU, GELU, SOFTPLUS,
     CLIP, IS_NAN, IS_INF, NOT,
 ];
@@ -169,13 +169,8 @@ const ROUND: OpDef = op(
     &[FLOATS, TIES, EMPTY],
 );
 
-const SIGN: OpDef = op(
-    "Sign",
-    "-1, 0 or 1.",
-    |c| numbers(c, sign, sign, i64::signum),
-    Vjp::Zero,
-    &[FLOATS, TIES, INTS, EMPTY],
-);
+const SIGN: OpDef =
+    op("Sign", "-1, 0 or 1.", |c| numbers(c, sign, sign, i64::signum), Vjp::Zero, &[FLOATS, TIES, INTS, EMPTY]);
 
 const RELU: OpDef = op(
     "Relu",
@@ -196,9 +191,11 @@ const GELU: OpDef = op(
         if by_tanh(c.node.string("approximate"))? {
             map(c, gelu_tanh, gelu_tanh)
         } else {
-            map(c, |x: f32| 0.5 * x * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2)), |x: f64| {
-                0.5 * x * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2))
-            })
+            map(
+                c,
+                |x: f32| 0.5 * x * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2)),
+                |x: f64| 0.5 * x * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2)),
+            )
         }
     },
     Vjp::Rule(d_gelu),
@@ -216,9 +213,7 @@ const GELU: OpDef = op(
 const SOFTPLUS: OpDef = op(
     "Softplus",
     "ln(1 + exp(x)) of every element.",
-    |c| {
-        map(c, |x: f32| x.max(0.0) + (-x.abs()).exp().ln_1p(), |x: f64| x.max(0.0) + (-x.abs()).exp().ln_1p())
-    },
+    |c| map(c, |x: f32| x.max(0.0) + (-x.abs()).exp().ln_1p(), |x: f64| x.max(0.0) + (-x.abs()).exp().ln_1p()),
     Vjp::Rule(|t, c| {
         let slope = t.op("Sigmoid", &[&c.inputs[0]]);
         one(t.op("Mul", &[gradient(c)?, &slope]))
@@ -238,11 +233,10 @@ const CLIP: OpDef = op(
         Sample::new("no upper bound", &[CLIPPED, Input::floats(&[], &[-0.75])]).grads(&[0, 1]),
         Sample::new("no bounds", &[CLIPPED]).grads(&[0]),
         Sample::new("bounds crossed", &[CLIPPED, Input::floats(&[], &[1.0]), Input::floats(&[], &[-0.75])]),
-        Sample::new("whole numbers", &[
-            Input::ints(&[5], &[-7, 0, 3, 9, 20]),
-            Input::ints(&[], &[-2]),
-            Input::ints(&[], &[9]),
-        ]),
+        Sample::new(
+            "whole numbers",
+            &[Input::ints(&[5], &[-7, 0, 3, 9, 20]), Input::ints(&[], &[-2]), Input::ints(&[], &[9])],
+        ),
         Sample::new("bounds as attributes", &[CLIPPED])
             .attrs(&[("min", SampleAttr::Float(-0.75)), ("max", SampleAttr::Float(1.0))])
             .opset(7)
