@@ -71,11 +71,14 @@ fn tile(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
     if repeats.len() != x.rank() {
         return Err(OpError::Shape(format!("repeats {repeats:?} for a tensor of shape {:?}", x.shape)));
     }
+    let sizes = x.shape.iter().zip(&repeats).map(|(&size, &repeat)| size.checked_mul(repeat));
+    let shape = sizes.collect::<Option<Vec<usize>>>().filter(|shape| count(shape).is_ok());
+    let shape = shape.ok_or_else(|| {
+        OpError::Shape(format!("shape {:?} repeated {repeats:?} times does not fit in memory", x.shape))
+    })?;
     let view = View::of(&x.shape);
     let dims = repeats.iter().zip(view.dims).flat_map(|(&repeat, dim)| [(repeat, 0), dim]).collect();
-    let tiled = View { start: 0, dims }.read(x)?;
-    let shape: Vec<usize> = x.shape.iter().zip(&repeats).map(|(size, repeat)| size * repeat).collect();
-    Ok(vec![tiled.reshaped(shape)?])
+    Ok(vec![View { start: 0, dims }.read(x)?.reshaped(shape)?])
 }
 
 fn flow(call: &FlowCall<'_>) -> Vec<Option<Rows>> {

@@ -111,7 +111,7 @@ fn summed(g: &Array, x: &Array, starts: &[usize], len: usize) -> Result<Vec<Arra
             x.shape
         )));
     }
-    Ok(vec![written(&zeros(g, &x.shape)?, g, starts, len, Reduction::Add)?])
+    Ok(vec![written(zeros(g, &x.shape)?, g, starts, len, Reduction::Add)?])
 }
 
 fn slice_grad(call: &Call<'_>) -> Result<Vec<Array>, OpError> {

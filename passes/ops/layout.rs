@@ -52,8 +52,9 @@ pub(super) fn wrapped(index: i64, len: usize) -> Option<usize> {
 pub(super) fn count(shape: &[usize]) -> Result<usize, OpError> {
     shape
         .iter()
-        .try_fold(1usize, |n, &d| n.checked_mul(d))
+        .try_fold(1usize, |n, &d| n.checked_mul(d.max(1)))
         .filter(|&n| n <= isize::MAX as usize / 16)
+        .map(|n| if shape.contains(&0) { 0 } else { n })
         .ok_or_else(|| OpError::Shape(format!("a tensor of shape {shape:?} does not fit in memory")))
 }
 
@@ -234,16 +235,15 @@ pub(super) enum Reduction {
     Min,
 }
 
-/// `data` with the runs of `updates` written at `starts`, in order.
+/// `data` with the runs of `updates` written at `starts`, in order; in place where nobody else holds the data.
 pub(super) fn written(
-    data: &Array,
+    data: Array,
     updates: &Array,
     starts: &[usize],
     len: usize,
     reduction: Reduction,
 ) -> Result<Array, OpError> {
-    fn put<T: Copy>(into: &[T], updates: &[T], starts: &[usize], len: usize, join: impl Fn(T, T) -> T) -> Vec<T> {
-        let mut out = into.to_vec();
+    fn put<T: Copy>(mut out: Vec<T>, updates: &[T], starts: &[usize], len: usize, join: impl Fn(T, T) -> T) -> Vec<T> {
         for (run, &at) in updates.chunks_exact(len.max(1)).zip(starts) {
             for (to, &from) in out[at..at + len].iter_mut().zip(run) {
                 *to = join(*to, from);
@@ -251,33 +251,37 @@ pub(super) fn written(
         }
         out
     }
+    macro_rules! put {
+        ($carrier:ident, $data:expr, $updates:expr, $join:expr) => {
+            Buf::$carrier(Arc::new(put(Arc::unwrap_or_clone($data), $updates, starts, len, $join)))
+        };
+    }
     debug_assert_eq!(updates.len(), starts.len() * len);
-    let updates = &carried_like(data, updates)?;
-    let buf = match (&data.buf, &updates.buf, reduction) {
-        (Buf::F32(x), Buf::F32(u), Reduction::Replace) => Buf::F32(Arc::new(put(x, u, starts, len, |_, b| b))),
-        (Buf::F32(x), Buf::F32(u), Reduction::Add) => Buf::F32(Arc::new(put(x, u, starts, len, |a, b| a + b))),
-        (Buf::F32(x), Buf::F32(u), Reduction::Mul) => Buf::F32(Arc::new(put(x, u, starts, len, |a, b| a * b))),
-        (Buf::F32(x), Buf::F32(u), Reduction::Max) => Buf::F32(Arc::new(put(x, u, starts, len, f32::max))),
-        (Buf::F32(x), Buf::F32(u), Reduction::Min) => Buf::F32(Arc::new(put(x, u, starts, len, f32::min))),
-        (Buf::F64(x), Buf::F64(u), Reduction::Replace) => Buf::F64(Arc::new(put(x, u, starts, len, |_, b| b))),
-        (Buf::F64(x), Buf::F64(u), Reduction::Add) => Buf::F64(Arc::new(put(x, u, starts, len, |a, b| a + b))),
-        (Buf::F64(x), Buf::F64(u), Reduction::Mul) => Buf::F64(Arc::new(put(x, u, starts, len, |a, b| a * b))),
-        (Buf::F64(x), Buf::F64(u), Reduction::Max) => Buf::F64(Arc::new(put(x, u, starts, len, f64::max))),
-        (Buf::F64(x), Buf::F64(u), Reduction::Min) => Buf::F64(Arc::new(put(x, u, starts, len, f64::min))),
-        (Buf::I64(x), Buf::I64(u), Reduction::Replace) => Buf::I64(Arc::new(put(x, u, starts, len, |_, b| b))),
-        (Buf::I64(x), Buf::I64(u), Reduction::Add) => Buf::I64(Arc::new(put(x, u, starts, len, i64::wrapping_add))),
-        (Buf::I64(x), Buf::I64(u), Reduction::Mul) => Buf::I64(Arc::new(put(x, u, starts, len, i64::wrapping_mul))),
-        (Buf::I64(x), Buf::I64(u), Reduction::Max) => Buf::I64(Arc::new(put(x, u, starts, len, i64::max))),
-        (Buf::I64(x), Buf::I64(u), Reduction::Min) => Buf::I64(Arc::new(put(x, u, starts, len, i64::min))),
-        (Buf::Bool(x), Buf::Bool(u), Reduction::Replace) => Buf::Bool(Arc::new(put(x, u, starts, len, |_, b| b))),
+    let updates = carried_like(&data, updates)?;
+    let Array { dtype, shape, buf } = data;
+    let buf = match (buf, &updates.buf, reduction) {
+        (Buf::F32(x), Buf::F32(u), Reduction::Replace) => put!(F32, x, u, |_, b| b),
+        (Buf::F32(x), Buf::F32(u), Reduction::Add) => put!(F32, x, u, |a, b| a + b),
+        (Buf::F32(x), Buf::F32(u), Reduction::Mul) => put!(F32, x, u, |a, b| a * b),
+        (Buf::F32(x), Buf::F32(u), Reduction::Max) => put!(F32, x, u, f32::max),
+        (Buf::F32(x), Buf::F32(u), Reduction::Min) => put!(F32, x, u, f32::min),
+        (Buf::F64(x), Buf::F64(u), Reduction::Replace) => put!(F64, x, u, |_, b| b),
+        (Buf::F64(x), Buf::F64(u), Reduction::Add) => put!(F64, x, u, |a, b| a + b),
+        (Buf::F64(x), Buf::F64(u), Reduction::Mul) => put!(F64, x, u, |a, b| a * b),
+        (Buf::F64(x), Buf::F64(u), Reduction::Max) => put!(F64, x, u, f64::max),
+        (Buf::F64(x), Buf::F64(u), Reduction::Min) => put!(F64, x, u, f64::min),
+        (Buf::I64(x), Buf::I64(u), Reduction::Replace) => put!(I64, x, u, |_, b| b),
+        (Buf::I64(x), Buf::I64(u), Reduction::Add) => put!(I64, x, u, i64::wrapping_add),
+        (Buf::I64(x), Buf::I64(u), Reduction::Mul) => put!(I64, x, u, i64::wrapping_mul),
+        (Buf::I64(x), Buf::I64(u), Reduction::Max) => put!(I64, x, u, i64::max),
+        (Buf::I64(x), Buf::I64(u), Reduction::Min) => put!(I64, x, u, i64::min),
+        (Buf::Bool(x), Buf::Bool(u), Reduction::Replace) => put!(Bool, x, u, |_, b| b),
         (Buf::Bytes(x), Buf::Bytes(u), Reduction::Replace) => {
-            Buf::Bytes(bytes::Bytes::from(put(x, u, starts, len, |_, b| b)))
+            Buf::Bytes(put(Vec::from(x), u, starts, len, |_, b| b).into())
         }
-        _ => {
-            return Err(OpError::Unsupported(format!("reduction {reduction:?} of elements of type {}", data.dtype)));
-        }
+        _ => return Err(OpError::Unsupported(format!("reduction {reduction:?} of elements of type {dtype}"))),
     };
-    Ok(Array { dtype: data.dtype, shape: data.shape.clone(), buf })
+    Ok(Array { dtype, shape, buf })
 }
 
 /// Zeros of a shape, of the type of `like`.

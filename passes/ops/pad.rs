@@ -3,7 +3,7 @@
 use SampleAttr::{Float, Ints, Str};
 
 use super::layout::{
-    Reduction, View, axes_of, carried_like, count, d_output, input, moved_rows, reshape_like, same_rows, strides,
+    Reduction, View, axes_of, carried_like, count, d_output, input, moved_rows, reshape_like, room, same_rows, strides,
     taken, written, zeros,
 };
 use super::{Call, Flow, FlowCall, Input, OpDef, OpError, Rows, Sample, SampleAttr, Vjp, VjpCall};
@@ -89,8 +89,8 @@ fn pad(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
                 if old == 0 && shape[axis] > 0 {
                     return Err(OpError::Shape(format!("mode {mode} has nothing to copy in shape {:?}", x.shape)));
                 }
-                let from: Vec<usize> =
-                    (0..shape[axis]).map(|to| source(mode, to as i64 - before, old as i64)).collect();
+                let mut from = room(shape[axis])?;
+                from.extend((0..shape[axis]).map(|to| source(mode, to as i64 - before, old as i64)));
                 padded = taken(&padded, axis, &from)?;
             }
             Ok(vec![padded])
@@ -136,7 +136,7 @@ fn framed(call: &Call<'_>, x: &Array, margins: &[(i64, i64)], shape: Vec<usize>)
         place.dims.push((left, step));
     }
     let (starts, len) = place.runs()?;
-    written(&frame, &seen.read(x)?, &starts, len, Reduction::Replace).map(|out| out.with_dtype(x.dtype))
+    written(frame, &seen.read(x)?, &starts, len, Reduction::Replace).map(|out| out.with_dtype(x.dtype))
 }
 
 fn flow(call: &FlowCall<'_>) -> Vec<Option<Rows>> {

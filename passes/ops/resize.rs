@@ -190,14 +190,15 @@ fn resize(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
             let nearest = nearest(node, call.opset)?;
             for (i, &axis) in changed {
                 let last = axis.old as f32 - 1.0;
-                let indices: Vec<usize> =
-                    (0..axis.new).map(|to| nearest(axis, place(axis, to)).clamp(0.0, last) as usize).collect();
+                let mut indices = room(axis.new)?;
+                indices.extend((0..axis.new).map(|to| nearest(axis, place(axis, to)).clamp(0.0, last) as usize));
                 out = taken(&out, i, &indices)?;
             }
         }
         "linear" => {
             for (i, &axis) in changed {
-                let taps: Vec<Vec<Tap>> = (0..axis.new).map(|to| linear(axis, place(axis, to))).collect();
+                let mut taps = room(axis.new)?;
+                taps.extend((0..axis.new).map(|to| linear(axis, place(axis, to))));
                 out = mixed(&out, i, &taps)?;
             }
         }
@@ -205,8 +206,8 @@ fn resize(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
             let a = f64::from(node.float("cubic_coeff_a", -0.75));
             let inside_only = node.int("exclude_outside", 0) != 0;
             for (i, &axis) in changed {
-                let taps: Vec<Vec<Tap>> =
-                    (0..axis.new).map(|to| cubic(axis, place(axis, to), a, inside_only)).collect();
+                let mut taps = room(axis.new)?;
+                taps.extend((0..axis.new).map(|to| cubic(axis, place(axis, to), a, inside_only)));
                 out = mixed(&out, i, &taps)?;
             }
         }

@@ -101,7 +101,7 @@ fn scatter_nd(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
     if updates.shape != shape {
         return Err(OpError::Shape(format!("updates have shape {:?}, the indices ask for {shape:?}", updates.shape)));
     }
-    Ok(vec![written(data, updates, &starts, len, reduction(call.node)?)?])
+    Ok(vec![written(data.clone(), updates, &starts, len, reduction(call.node)?)?])
 }
 
 fn scatter_elements(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
@@ -114,7 +114,7 @@ fn scatter_elements(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
         )));
     }
     let starts = elements(&data.shape, axis, indices)?;
-    Ok(vec![written(data, updates, &starts, 1, reduction(call.node)?)?])
+    Ok(vec![written(data.clone(), updates, &starts, 1, reduction(call.node)?)?])
 }
 
 /// The gradient passes to the data except where updates replaced it, and to the updates where they were written.
