@@ -1,48 +1,50 @@
 //! Repeating elements.
 
-use super::layout::{View, count, d_output, dims, first_only, input, moved_rows, same_rows};
+use super::layout::{View, count, dims, input, moved_rows, same_rows};
+use super::rules::{gradient, only_first};
 use super::{Call, Flow, FlowCall, Input, OpDef, OpError, Rows, Sample, Vjp, VjpCall};
 use crate::array::Array;
 use crate::ir::{Attr, Tensor};
 use crate::rewrite::tape::Tape;
 
 /// Operators that repeat.
-pub(super) const ROWS: &[OpDef] = &[
-    OpDef {
-        name: "Expand",
-        domain: "",
-        about: "Broadcasts to a shape computed at run time",
-        eval: expand,
-        flow: Flow::Rule(flow),
-        vjp: Vjp::Rule(expand_vjp),
-        samples: &[
-            Sample::new("one axis", &[Input::uniform(&[2, 1, 3]), Input::ints(&[3], &[2, 4, 3])]).grads(&[0]),
-            Sample::new("new axes", &[Input::uniform(&[3]), Input::ints(&[3], &[2, 2, 3])]).grads(&[0]),
-            Sample::new("ones keep the size", &[Input::uniform(&[2, 3]), Input::ints(&[2], &[1, 1])]).grads(&[0]),
-            Sample::new("shorter shape", &[Input::uniform(&[2, 1, 3]), Input::ints(&[2], &[4, 1])]).grads(&[0]),
-            Sample::new("scalar", &[Input::uniform(&[]), Input::ints(&[2], &[2, 3])]).grads(&[0]),
-            Sample::new("to nothing", &[Input::uniform(&[1, 3]), Input::ints(&[2], &[0, 3])]),
-            Sample::new("bool", &[Input::bools(&[1, 2], &[true, false]), Input::ints(&[2], &[3, 2])]),
-            Sample::new("int64", &[Input::ints(&[2, 1], &[4, 5]), Input::ints(&[2], &[2, 3])]),
-        ],
-    },
-    OpDef {
-        name: "Tile",
-        domain: "",
-        about: "Repeats the tensor along every axis",
-        eval: tile,
-        flow: Flow::Rule(flow),
-        vjp: Vjp::Rule(tile_vjp),
-        samples: &[
-            Sample::new("both axes", &[Input::uniform(&[2, 3]), Input::ints(&[2], &[2, 3])]).grads(&[0]),
-            Sample::new("one axis", &[Input::uniform(&[2, 1, 3]), Input::ints(&[3], &[1, 4, 1])]).grads(&[0]),
-            Sample::new("not at all", &[Input::uniform(&[2, 3]), Input::ints(&[2], &[1, 1])]).grads(&[0]),
-            Sample::new("to nothing", &[Input::uniform(&[2, 3]), Input::ints(&[2], &[0, 1])]),
-            Sample::new("int64", &[Input::ints(&[2], &[4, 5]), Input::ints(&[1], &[3])]),
-            Sample::new("bool", &[Input::bools(&[3], &[true, false, true]), Input::ints(&[1], &[2])]),
-        ],
-    },
-];
+pub(super) const ROWS: &[OpDef] = &[EXPAND, TILE];
+
+const EXPAND: OpDef = OpDef {
+    name: "Expand",
+    domain: "",
+    about: "Broadcasts to a shape computed at run time.",
+    eval: expand,
+    flow: Flow::Rule(flow),
+    vjp: Vjp::Rule(expand_vjp),
+    samples: &[
+        Sample::new("one axis", &[Input::uniform(&[2, 1, 3]), Input::ints(&[3], &[2, 4, 3])]).grads(&[0]),
+        Sample::new("new axes", &[Input::uniform(&[3]), Input::ints(&[3], &[2, 2, 3])]).grads(&[0]),
+        Sample::new("ones keep the size", &[Input::uniform(&[2, 3]), Input::ints(&[2], &[1, 1])]).grads(&[0]),
+        Sample::new("shorter shape", &[Input::uniform(&[2, 1, 3]), Input::ints(&[2], &[4, 1])]).grads(&[0]),
+        Sample::new("scalar", &[Input::uniform(&[]), Input::ints(&[2], &[2, 3])]).grads(&[0]),
+        Sample::new("to nothing", &[Input::uniform(&[1, 3]), Input::ints(&[2], &[0, 3])]),
+        Sample::new("bool", &[Input::bools(&[1, 2], &[true, false]), Input::ints(&[2], &[3, 2])]),
+        Sample::new("int64", &[Input::ints(&[2, 1], &[4, 5]), Input::ints(&[2], &[2, 3])]),
+    ],
+};
+
+const TILE: OpDef = OpDef {
+    name: "Tile",
+    domain: "",
+    about: "Repeats the tensor along every axis.",
+    eval: tile,
+    flow: Flow::Rule(flow),
+    vjp: Vjp::Rule(tile_vjp),
+    samples: &[
+        Sample::new("both axes", &[Input::uniform(&[2, 3]), Input::ints(&[2], &[2, 3])]).grads(&[0]),
+        Sample::new("one axis", &[Input::uniform(&[2, 1, 3]), Input::ints(&[3], &[1, 4, 1])]).grads(&[0]),
+        Sample::new("not at all", &[Input::uniform(&[2, 3]), Input::ints(&[2], &[1, 1])]).grads(&[0]),
+        Sample::new("to nothing", &[Input::uniform(&[2, 3]), Input::ints(&[2], &[0, 1])]),
+        Sample::new("int64", &[Input::ints(&[2], &[4, 5]), Input::ints(&[1], &[3])]),
+        Sample::new("bool", &[Input::bools(&[3], &[true, false, true]), Input::ints(&[1], &[2])]),
+    ],
+};
 
 fn expand(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
     let x = call.input(0)?;
@@ -90,8 +92,8 @@ fn flow(call: &FlowCall<'_>) -> Vec<Option<Rows>> {
 }
 
 fn expand_vjp(tape: &mut Tape<'_>, call: &VjpCall<'_>) -> Result<Vec<Option<String>>, String> {
-    let d_x = tape.sum_to(d_output(call, 0)?, input(call, 0)?);
-    Ok(first_only(call, d_x))
+    let d_x = tape.sum_to(gradient(call)?, input(call, 0)?);
+    Ok(only_first(call, d_x))
 }
 
 /// Views the gradient as `[repeat, size, repeat, size, ..]` and sums over the repeats.
@@ -99,7 +101,7 @@ fn tile_vjp(tape: &mut Tape<'_>, call: &VjpCall<'_>) -> Result<Vec<Option<String
     if call.opset < 13 {
         return Err(format!("the gradient of Tile needs operator set 13, the model has {}", call.opset));
     }
-    let (g, x, repeats) = (d_output(call, 0)?, input(call, 0)?, input(call, 1)?);
+    let (g, x, repeats) = (gradient(call)?, input(call, 0)?, input(call, 1)?);
     let column = tape.ints(&[-1, 1]);
     let flat = tape.ints(&[-1]);
     let shape = tape.op("Shape", &[x]);
@@ -112,5 +114,5 @@ fn tile_vjp(tape: &mut Tape<'_>, call: &VjpCall<'_>) -> Result<Vec<Option<String
     let end = tape.op("Size", &[&pairs]);
     let axes = tape.op("Range", &[&zero, &end, &two]);
     let d_x = tape.op_with("ReduceSum", &[&split, &axes], &[("keepdims", Attr::Int(0))]);
-    Ok(first_only(call, d_x))
+    Ok(only_first(call, d_x))
 }

@@ -3,19 +3,22 @@
 use SampleAttr::{Float, Ints, Str};
 
 use super::layout::{
-    Reduction, View, axes_of, carried_like, count, d_output, input, moved_rows, reshape_like, room, same_rows, strides,
-    taken, written, zeros,
+    Reduction, View, axes_of, carried_like, count, input, moved_rows, reshape_like, room, same_rows, strides, taken,
+    written, zeros,
 };
+use super::rules::{gradient, wanted};
 use super::{Call, Flow, FlowCall, Input, OpDef, OpError, Rows, Sample, SampleAttr, Vjp, VjpCall};
 use crate::array::{Array, ArrayError};
 use crate::ir::{Attr, Node};
 use crate::rewrite::tape::Tape;
 
 /// `Pad`.
-pub(super) const ROWS: &[OpDef] = &[OpDef {
+pub(super) const ROWS: &[OpDef] = &[PAD];
+
+const PAD: OpDef = OpDef {
     name: "Pad",
     domain: "",
-    about: "Margins around a tensor, of a constant, of the edge, mirrored or wrapped; negative margins cut away",
+    about: "Margins around a tensor, of a constant, of the edge, mirrored or wrapped; negative margins cut away.",
     eval: pad,
     flow: Flow::Rule(flow),
     vjp: Vjp::Rule(vjp),
@@ -45,7 +48,7 @@ pub(super) const ROWS: &[OpDef] = &[OpDef {
             .grads(&[0])
             .opset(10),
     ],
-}];
+};
 
 /// Margins (before, after) of every axis: input 1 with axes in input 3, or the attribute `pads`.
 fn margins(node: &Node, inputs: &[Option<Array>], rank: usize) -> Result<Vec<(i64, i64)>, OpError> {
@@ -153,7 +156,7 @@ fn vjp(tape: &mut Tape<'_>, call: &VjpCall<'_>) -> Result<Vec<Option<String>>, S
     if let Some(mode) = call.node.string("mode").filter(|&mode| mode != "constant") {
         return Err(format!("Pad with mode `{mode}` has no gradient rule"));
     }
-    let g = d_output(call, 0)?;
+    let g = gradient(call)?;
     let mut grads = vec![None; call.inputs.len()];
     let d_x = match call.node.ints("pads") {
         Some(pads) => {
@@ -168,7 +171,7 @@ fn vjp(tape: &mut Tape<'_>, call: &VjpCall<'_>) -> Result<Vec<Option<String>>, S
             }
         }
     };
-    if call.wants.get(2).copied().unwrap_or(false) {
+    if wanted(call, 2) {
         let value = input(call, 2)?;
         let keep: &[(&str, Attr)] = &[("keepdims", Attr::Int(0))];
         let all = tape.op_with("ReduceSum", &[g], keep);

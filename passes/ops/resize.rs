@@ -10,10 +10,12 @@ use crate::array::{Array, Buf};
 use crate::ir::Node;
 
 /// `Resize`.
-pub(super) const ROWS: &[OpDef] = &[OpDef {
+pub(super) const ROWS: &[OpDef] = &[RESIZE];
+
+const RESIZE: OpDef = OpDef {
     name: "Resize",
     domain: "",
-    about: "Another size by nearest, linear or cubic interpolation along each axis",
+    about: "Another size by nearest, linear or cubic interpolation along each axis.",
     eval: resize,
     flow: Flow::Rule(flow),
     vjp: Vjp::Missing,
@@ -96,7 +98,7 @@ pub(super) const ROWS: &[OpDef] = &[OpDef {
         .opset(11),
         Sample::new("opset 10", &[Input::uniform(&[1, 1, 2, 3]), Input::floats(&[4], &[1.0, 1.0, 2.0, 1.5])]).opset(10),
     ],
-}];
+};
 
 /// One axis: old and new size, and new over old as the coordinates see it.
 #[derive(Clone, Copy)]

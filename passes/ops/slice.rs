@@ -2,17 +2,20 @@
 
 use SampleAttr::Ints;
 
-use super::layout::{View, axes_of, d_output, first_only, input, moved_rows, same_rows};
+use super::layout::{View, axes_of, input, moved_rows, same_rows};
+use super::rules::{gradient, only_first};
 use super::{Call, Flow, FlowCall, Input, OpDef, OpError, Rows, Sample, SampleAttr, Vjp, VjpCall};
 use crate::array::Array;
 use crate::ir::{Attr, Node, Tensor};
 use crate::rewrite::tape::Tape;
 
 /// `Slice`.
-pub(super) const ROWS: &[OpDef] = &[OpDef {
+pub(super) const ROWS: &[OpDef] = &[SLICE];
+
+const SLICE: OpDef = OpDef {
     name: "Slice",
     domain: "",
-    about: "Ranges along axes, with steps that may be negative; bounds beyond the tensor are clamped",
+    about: "Ranges along axes, with steps that may be negative; bounds beyond the tensor are clamped.",
     eval: slice,
     flow: Flow::Rule(flow),
     vjp: Vjp::Rule(vjp),
@@ -103,7 +106,7 @@ pub(super) const ROWS: &[OpDef] = &[OpDef {
             .grads(&[0])
             .opset(9),
     ],
-}];
+};
 
 /// A range along one axis: where it begins, how many elements it has, and the step between them.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -186,7 +189,7 @@ fn flow(call: &FlowCall<'_>) -> Vec<Option<Rows>> {
 
 /// All bounds are handed to the helper, so that its body need not ask which were left out.
 fn vjp(tape: &mut Tape<'_>, call: &VjpCall<'_>) -> Result<Vec<Option<String>>, String> {
-    let (g, x) = (d_output(call, 0)?, input(call, 0)?);
+    let (g, x) = (gradient(call)?, input(call, 0)?);
     let given = |slot: usize| call.inputs.get(slot).filter(|name| !name.is_empty()).cloned();
     let attr = |tape: &mut Tape<'_>, name: &str| call.node.ints(name).map(|values| tape.ints(values));
     let starts = given(1).or_else(|| attr(tape, "starts")).ok_or("Slice without starts")?;
@@ -203,5 +206,5 @@ fn vjp(tape: &mut Tape<'_>, call: &VjpCall<'_>) -> Result<Vec<Option<String>>, S
         if call.opset < 15 { ones } else { tape.op("CastLike", &[&ones, &starts]) }
     });
     let d_x = tape.grad("SliceGrad", &[g, x, &starts, &ends, &axes, &steps], &[]);
-    Ok(first_only(call, d_x))
+    Ok(only_first(call, d_x))
 }

@@ -2,17 +2,20 @@
 
 use SampleAttr::Ints;
 
-use super::layout::{View, d_output, first_only, moved_rows, strides};
+use super::layout::{View, moved_rows, strides};
+use super::rules::{gradient, only_first};
 use super::{Call, Flow, FlowCall, Input, OpDef, OpError, Rows, Sample, SampleAttr, Vjp, VjpCall};
 use crate::array::Array;
 use crate::ir::{Attr, Node};
 use crate::rewrite::tape::Tape;
 
 /// `Transpose`.
-pub(super) const ROWS: &[OpDef] = &[OpDef {
+pub(super) const ROWS: &[OpDef] = &[TRANSPOSE];
+
+const TRANSPOSE: OpDef = OpDef {
     name: "Transpose",
     domain: "",
-    about: "Axes in another order; without `perm` the order is reversed",
+    about: "Axes in another order; without `perm` the order is reversed.",
     eval: transpose,
     flow: Flow::Rule(flow),
     vjp: Vjp::Rule(vjp),
@@ -28,7 +31,7 @@ pub(super) const ROWS: &[OpDef] = &[OpDef {
         Sample::new("empty", &[Input::uniform(&[2, 0, 3])]).attrs(&[("perm", Ints(&[1, 2, 0]))]),
         Sample::new("scalar", &[Input::uniform(&[])]).grads(&[0]),
     ],
-}];
+};
 
 /// The order of the axes, if it is one.
 fn order(node: &Node, rank: usize) -> Option<Vec<usize>> {
@@ -60,7 +63,7 @@ fn flow(call: &FlowCall<'_>) -> Vec<Option<Rows>> {
 }
 
 fn vjp(tape: &mut Tape<'_>, call: &VjpCall<'_>) -> Result<Vec<Option<String>>, String> {
-    let g = d_output(call, 0)?;
+    let g = gradient(call)?;
     let d_x = match call.node.ints("perm") {
         None => tape.op("Transpose", &[g]),
         Some(perm) => {
@@ -72,5 +75,5 @@ fn vjp(tape: &mut Tape<'_>, call: &VjpCall<'_>) -> Result<Vec<Option<String>>, S
             tape.op_with("Transpose", &[g], &[("perm", Attr::Ints(back))])
         }
     };
-    Ok(first_only(call, d_x))
+    Ok(only_first(call, d_x))
 }
