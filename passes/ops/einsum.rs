@@ -224,7 +224,7 @@ fn d_einsum(t: &mut Tape<'_>, c: &VjpCall<'_>) -> Gradients {
     let equation = Equation::of(c.node)?;
     let text = |term: &[char]| term.iter().collect::<String>();
     let mut grads = vec![None; c.inputs.len()];
-    for slot in 0..c.inputs.len() {
+    for (slot, grad) in grads.iter_mut().enumerate() {
         if !wanted(c, slot) {
             continue;
         }
@@ -239,7 +239,7 @@ fn d_einsum(t: &mut Tape<'_>, c: &VjpCall<'_>) -> Gradients {
         let mut inputs = vec![g];
         inputs.extend(others.iter().map(|&o| c.inputs[o].as_str()));
         let turned = format!("{}->{}", left.join(","), text(term));
-        grads[slot] = Some(t.op_with("Einsum", &inputs, &[("equation", Attr::str(&turned))]));
+        *grad = Some(t.op_with("Einsum", &inputs, &[("equation", Attr::str(&turned))]));
     }
     Ok(grads)
 }

@@ -303,7 +303,7 @@ fn means<T: Real>(x: &Array, folding: &Folding<'_>) -> Result<Buf, OpError> {
     }
     let count = T::from_f64(count as f64);
     let mut values = folding.fold(&T::read(x)?, T::ZERO, |a, b| a + b);
-    values.iter_mut().for_each(|v| *v = *v / count);
+    values.iter_mut().for_each(|v| *v /= count);
     Ok(T::buf(values))
 }
 

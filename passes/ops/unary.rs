@@ -248,7 +248,7 @@ const CLIP: OpDef = op(
 const IS_NAN: OpDef = op(
     "IsNaN",
     "Whether an element is not a number.",
-    |c| by_precision(c, |c| test::<f32>(c, |x| x != x), |c| test::<f64>(c, |x| x != x)),
+    |c| by_precision(c, |c| test(c, f32::is_nan), |c| test(c, f64::is_nan)),
     Vjp::Zero,
     &[FLOATS_ONLY, NOT_FINITE, Sample::new("empty", &[Input::uniform(&[2, 0])])],
 );

@@ -136,7 +136,7 @@ fn samples_agree_with_their_witness() {
     assert!(faults.is_empty(), "{} of {compared} evaluations:\n{}", faults.len(), faults.join("\n"));
     let stale: Vec<&String> = goldens.keys().filter(|name| samples.get(name.as_str()).is_none()).collect();
     assert!(stale.is_empty(), "goldens without a sample: {stale:?}; {REGENERATE}");
-    println!("{compared} evaluations agree");
+    assert!(compared >= 900, "only {compared} evaluations were compared");
 }
 
 /// The f64 carrier serves finite differences, for which its functions must be good to far more than `f32`.

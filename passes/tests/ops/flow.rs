@@ -112,5 +112,5 @@ fn a_token_changes_its_own_rows_only() {
     for op in ops().filter(|op| !matches!(op.flow, Flow::Ends) && !op.samples.is_empty()) {
         assert!(flowing.contains(&op_key(op)), "no sample of {} has rows that flow on", op_key(op));
     }
-    println!("{followed} changes stay in their rows; {ended} times rows end");
+    assert!(followed >= 1800 && ended >= 500, "only {followed} changes were followed, {ended} ends seen");
 }
