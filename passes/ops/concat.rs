@@ -2,72 +2,75 @@
 
 use SampleAttr::{Int, Ints};
 
-use super::layout::{
-    View, axis_of, bools, carried_like, case, count, d_output, dims, first_only, input, int32s, ints, moved_rows, room,
-    size_along, uniform, zeros_like,
-};
-use super::{Call, Flow, FlowCall, OpDef, OpError, Rows, Sample, SampleAttr, Vjp, VjpCall};
+use super::layout::{View, carried_like, count, dims, input, moved_rows, room, size_along, zeros_like};
+use super::rules::{gradient, only_first, wanted};
+use super::{Call, Flow, FlowCall, Input, OpDef, OpError, Rows, Sample, SampleAttr, Vjp, VjpCall, carrier};
 use crate::array::{Array, Buf};
 use crate::ir::Attr;
 use crate::rewrite::tape::Tape;
 
 /// `Concat` and `Split`.
-pub(super) const ROWS: &[OpDef] = &[
-    OpDef {
-        name: "Concat",
-        domain: "",
-        about: "Joins tensors along an axis",
-        eval: concat,
-        flow: Flow::Rule(concat_flow),
-        vjp: Vjp::Rule(concat_vjp),
-        samples: &[
-            case("first axis", &[uniform(&[2, 3]), uniform(&[1, 3])], &[("axis", Int(0))], &[0, 1]),
-            case(
-                "last axis, three",
-                &[uniform(&[2, 1]), uniform(&[2, 3]), uniform(&[2, 2])],
-                &[("axis", Int(-1))],
-                &[0, 1, 2],
-            ),
-            case("middle axis", &[uniform(&[2, 1, 2]), uniform(&[2, 2, 2])], &[("axis", Int(-2))], &[0, 1]),
-            case("empty cache", &[uniform(&[2, 0, 3]), uniform(&[2, 2, 3])], &[("axis", Int(1))], &[1]),
-            case("alone", &[uniform(&[2, 3])], &[("axis", Int(0))], &[0]),
-            case("int64", &[ints(&[1], &[1]), ints(&[2], &[2, 3])], &[("axis", Int(0))], &[]),
-            case("int32", &[int32s(&[1], &[1]), int32s(&[2], &[2, 3])], &[("axis", Int(0))], &[]),
-            case("bool", &[bools(&[2, 1], &[true, false]), bools(&[2, 1], &[true])], &[("axis", Int(1))], &[]),
-        ],
-    },
-    OpDef {
-        name: "Split",
-        domain: "",
-        about: "Cuts a tensor into pieces along an axis",
-        eval: split,
-        flow: Flow::Rule(split_flow),
-        vjp: Vjp::Rule(split_vjp),
-        samples: &[
-            Sample {
-                outputs: 3,
-                ..case("sizes", &[uniform(&[2, 6]), ints(&[3], &[1, 3, 2])], &[("axis", Int(-1))], &[0])
-            },
-            Sample { outputs: 2, ..case("equal", &[uniform(&[4, 2])], &[], &[0]) },
-            Sample { outputs: 2, ..case("empty piece", &[uniform(&[2, 3]), ints(&[2], &[0, 2])], &[], &[0]) },
-            Sample {
-                outputs: 2,
-                opset: 18,
-                ..case("uneven", &[uniform(&[2, 5])], &[("axis", Int(1)), ("num_outputs", Int(2))], &[0])
-            },
-            Sample {
-                outputs: 2,
-                opset: 11,
-                ..case("sizes as attribute", &[uniform(&[3, 2])], &[("split", Ints(&[1, 2]))], &[0])
-            },
-            Sample { outputs: 2, ..case("int64", &[ints(&[4], &[1, 2, 3, 4])], &[], &[]) },
-        ],
-    },
-];
+pub(super) const ROWS: &[OpDef] = &[CONCAT, SPLIT];
+
+const CONCAT: OpDef = OpDef {
+    name: "Concat",
+    domain: "",
+    about: "Joins tensors along an axis.",
+    eval: concat,
+    flow: Flow::Rule(concat_flow),
+    vjp: Vjp::Rule(concat_vjp),
+    samples: &[
+        Sample::new("first axis", &[Input::uniform(&[2, 3]), Input::uniform(&[1, 3])])
+            .attrs(&[("axis", Int(0))])
+            .grads(&[0, 1]),
+        Sample::new("last axis, three", &[Input::uniform(&[2, 1]), Input::uniform(&[2, 3]), Input::uniform(&[2, 2])])
+            .attrs(&[("axis", Int(-1))])
+            .grads(&[0, 1, 2]),
+        Sample::new("middle axis", &[Input::uniform(&[2, 1, 2]), Input::uniform(&[2, 2, 2])])
+            .attrs(&[("axis", Int(-2))])
+            .grads(&[0, 1]),
+        Sample::new("empty cache", &[Input::uniform(&[2, 0, 3]), Input::uniform(&[2, 2, 3])])
+            .attrs(&[("axis", Int(1))])
+            .grads(&[1]),
+        Sample::new("alone", &[Input::uniform(&[2, 3])]).attrs(&[("axis", Int(0))]).grads(&[0]),
+        Sample::new("int64", &[Input::ints(&[1], &[1]), Input::ints(&[2], &[2, 3])]).attrs(&[("axis", Int(0))]),
+        Sample::new("int32", &[Input::int32s(&[1], &[1]), Input::int32s(&[2], &[2, 3])]).attrs(&[("axis", Int(0))]),
+        Sample::new("bool", &[Input::bools(&[2, 1], &[true, false]), Input::bools(&[2, 1], &[true])])
+            .attrs(&[("axis", Int(1))]),
+    ],
+};
+
+const SPLIT: OpDef = OpDef {
+    name: "Split",
+    domain: "",
+    about: "Cuts a tensor into pieces along an axis.",
+    eval: split,
+    flow: Flow::Rule(split_flow),
+    vjp: Vjp::Rule(split_vjp),
+    samples: &[
+        Sample::new("sizes", &[Input::uniform(&[2, 6]), Input::ints(&[3], &[1, 3, 2])])
+            .attrs(&[("axis", Int(-1))])
+            .grads(&[0])
+            .outputs(3),
+        Sample::new("equal", &[Input::uniform(&[4, 2])]).grads(&[0]).outputs(2),
+        Sample::new("empty piece", &[Input::uniform(&[2, 3]), Input::ints(&[2], &[0, 2])]).grads(&[0]).outputs(2),
+        Sample::new("uneven", &[Input::uniform(&[2, 5])])
+            .attrs(&[("axis", Int(1)), ("num_outputs", Int(2))])
+            .grads(&[0])
+            .outputs(2)
+            .opset(18),
+        Sample::new("sizes as attribute", &[Input::uniform(&[3, 2])])
+            .attrs(&[("split", Ints(&[1, 2]))])
+            .grads(&[0])
+            .outputs(2)
+            .opset(11),
+        Sample::new("int64", &[Input::ints(&[4], &[1, 2, 3, 4])]).outputs(2),
+    ],
+};
 
 fn concat(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
     let first = call.input(0)?;
-    let axis = axis_of(call.node.int("axis", 1), first.rank())?;
+    let axis = carrier::axis(call.node.int("axis", 1), first.rank())?;
     let mut parts = Vec::with_capacity(call.inputs.len());
     let mut size = 0usize;
     for slot in 0..call.inputs.len() {
@@ -131,7 +134,7 @@ fn sizes(call: &Call<'_>, size: usize) -> Result<Vec<usize>, OpError> {
     };
     let sizes = match given {
         Some(sizes) => dims(&sizes)?,
-        None if call.opset < 18 && size % pieces.max(1) != 0 => {
+        None if call.opset < 18 && !size.is_multiple_of(pieces.max(1)) => {
             return Err(OpError::Shape(format!("an axis of {size} cannot be split into {pieces} equal pieces")));
         }
         None => {
@@ -147,7 +150,7 @@ fn sizes(call: &Call<'_>, size: usize) -> Result<Vec<usize>, OpError> {
 
 fn split(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
     let x = call.input(0)?;
-    let axis = axis_of(call.node.int("axis", 0), x.rank())?;
+    let axis = carrier::axis(call.node.int("axis", 0), x.rank())?;
     let mut from = 0;
     let piece = |size: usize| {
         let mut view = View::of(&x.shape);
@@ -164,7 +167,7 @@ fn concat_flow(call: &FlowCall<'_>) -> Vec<Option<Rows>> {
     let rows = (0..call.inputs.len()).filter_map(|slot| moved_rows(call, slot, 0, Some));
     // A token axis keeps its length either when another axis is joined, or when nothing is joined to it.
     let kept = rows.filter(|rows| rows.axis(&out.shape).is_some());
-    let joined = axis_of(call.node.int("axis", 1), out.rank()).ok();
+    let joined = carrier::axis(call.node.int("axis", 1), out.rank()).ok();
     let kept = kept.filter(|rows| rows.axis(&out.shape) != joined || alone_along(call, joined));
     vec![kept.min_by_key(|rows| rows.space)]
 }
@@ -181,17 +184,18 @@ fn split_flow(call: &FlowCall<'_>) -> Vec<Option<Rows>> {
 
 /// Slices of the gradient; where they begin is summed up from the shapes at run time.
 fn concat_vjp(tape: &mut Tape<'_>, call: &VjpCall<'_>) -> Result<Vec<Option<String>>, String> {
-    let g = d_output(call, 0)?;
+    let g = gradient(call)?;
     let axis = call.node.int("axis", 1);
-    let last = call.wants.iter().rposition(|&wanted| wanted).unwrap_or(0);
     let along = tape.ints(&[axis]);
     let mut start = tape.ints(&[0]);
     let mut grads = vec![None; call.inputs.len()];
-    for slot in 0..=last.min(call.inputs.len().saturating_sub(1)) {
+    // Operands behind the last one wanted need no place.
+    let needed = call.wants.iter().rposition(|&wanted| wanted).map_or(0, |last| last + 1);
+    for (slot, grad) in grads.iter_mut().enumerate().take(needed) {
         let size = size_along(tape, input(call, slot)?, axis);
         let end = tape.op("Add", &[&start, &size]);
-        if call.wants.get(slot).copied().unwrap_or(false) {
-            grads[slot] = Some(tape.op("Slice", &[g, &start, &end, &along]));
+        if wanted(call, slot) {
+            *grad = Some(tape.op("Slice", &[g, &start, &end, &along]));
         }
         start = end;
     }
@@ -212,5 +216,5 @@ fn split_vjp(tape: &mut Tape<'_>, call: &VjpCall<'_>) -> Result<Vec<Option<Strin
     }
     let pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();
     let d_x = tape.op_with("Concat", &pieces, &[("axis", Attr::Int(axis))]);
-    Ok(first_only(call, d_x))
+    Ok(only_first(call, d_x))
 }

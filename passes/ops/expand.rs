@@ -1,50 +1,50 @@
 //! Repeating elements.
 
-use super::layout::{
-    View, bools, case, count, d_output, dims, first_only, input, ints, moved_rows, same_rows, uniform,
-};
-use super::{Call, Flow, FlowCall, OpDef, OpError, Rows, Vjp, VjpCall};
+use super::layout::{View, count, dims, input, moved_rows, same_rows};
+use super::rules::{gradient, only_first};
+use super::{Call, Flow, FlowCall, Input, OpDef, OpError, Rows, Sample, Vjp, VjpCall};
 use crate::array::Array;
 use crate::ir::{Attr, Tensor};
 use crate::rewrite::tape::Tape;
 
 /// Operators that repeat.
-pub(super) const ROWS: &[OpDef] = &[
-    OpDef {
-        name: "Expand",
-        domain: "",
-        about: "Broadcasts to a shape computed at run time",
-        eval: expand,
-        flow: Flow::Rule(flow),
-        vjp: Vjp::Rule(expand_vjp),
-        samples: &[
-            case("one axis", &[uniform(&[2, 1, 3]), ints(&[3], &[2, 4, 3])], &[], &[0]),
-            case("new axes", &[uniform(&[3]), ints(&[3], &[2, 2, 3])], &[], &[0]),
-            case("ones keep the size", &[uniform(&[2, 3]), ints(&[2], &[1, 1])], &[], &[0]),
-            case("shorter shape", &[uniform(&[2, 1, 3]), ints(&[2], &[4, 1])], &[], &[0]),
-            case("scalar", &[uniform(&[]), ints(&[2], &[2, 3])], &[], &[0]),
-            case("to nothing", &[uniform(&[1, 3]), ints(&[2], &[0, 3])], &[], &[]),
-            case("bool", &[bools(&[1, 2], &[true, false]), ints(&[2], &[3, 2])], &[], &[]),
-            case("int64", &[ints(&[2, 1], &[4, 5]), ints(&[2], &[2, 3])], &[], &[]),
-        ],
-    },
-    OpDef {
-        name: "Tile",
-        domain: "",
-        about: "Repeats the tensor along every axis",
-        eval: tile,
-        flow: Flow::Rule(flow),
-        vjp: Vjp::Rule(tile_vjp),
-        samples: &[
-            case("both axes", &[uniform(&[2, 3]), ints(&[2], &[2, 3])], &[], &[0]),
-            case("one axis", &[uniform(&[2, 1, 3]), ints(&[3], &[1, 4, 1])], &[], &[0]),
-            case("not at all", &[uniform(&[2, 3]), ints(&[2], &[1, 1])], &[], &[0]),
-            case("to nothing", &[uniform(&[2, 3]), ints(&[2], &[0, 1])], &[], &[]),
-            case("int64", &[ints(&[2], &[4, 5]), ints(&[1], &[3])], &[], &[]),
-            case("bool", &[bools(&[3], &[true, false, true]), ints(&[1], &[2])], &[], &[]),
-        ],
-    },
-];
+pub(super) const ROWS: &[OpDef] = &[EXPAND, TILE];
+
+const EXPAND: OpDef = OpDef {
+    name: "Expand",
+    domain: "",
+    about: "Broadcasts to a shape computed at run time.",
+    eval: expand,
+    flow: Flow::Rule(flow),
+    vjp: Vjp::Rule(expand_vjp),
+    samples: &[
+        Sample::new("one axis", &[Input::uniform(&[2, 1, 3]), Input::ints(&[3], &[2, 4, 3])]).grads(&[0]),
+        Sample::new("new axes", &[Input::uniform(&[3]), Input::ints(&[3], &[2, 2, 3])]).grads(&[0]),
+        Sample::new("ones keep the size", &[Input::uniform(&[2, 3]), Input::ints(&[2], &[1, 1])]).grads(&[0]),
+        Sample::new("shorter shape", &[Input::uniform(&[2, 1, 3]), Input::ints(&[2], &[4, 1])]).grads(&[0]),
+        Sample::new("scalar", &[Input::uniform(&[]), Input::ints(&[2], &[2, 3])]).grads(&[0]),
+        Sample::new("to nothing", &[Input::uniform(&[1, 3]), Input::ints(&[2], &[0, 3])]),
+        Sample::new("bool", &[Input::bools(&[1, 2], &[true, false]), Input::ints(&[2], &[3, 2])]),
+        Sample::new("int64", &[Input::ints(&[2, 1], &[4, 5]), Input::ints(&[2], &[2, 3])]),
+    ],
+};
+
+const TILE: OpDef = OpDef {
+    name: "Tile",
+    domain: "",
+    about: "Repeats the tensor along every axis.",
+    eval: tile,
+    flow: Flow::Rule(flow),
+    vjp: Vjp::Rule(tile_vjp),
+    samples: &[
+        Sample::new("both axes", &[Input::uniform(&[2, 3]), Input::ints(&[2], &[2, 3])]).grads(&[0]),
+        Sample::new("one axis", &[Input::uniform(&[2, 1, 3]), Input::ints(&[3], &[1, 4, 1])]).grads(&[0]),
+        Sample::new("not at all", &[Input::uniform(&[2, 3]), Input::ints(&[2], &[1, 1])]).grads(&[0]),
+        Sample::new("to nothing", &[Input::uniform(&[2, 3]), Input::ints(&[2], &[0, 1])]),
+        Sample::new("int64", &[Input::ints(&[2], &[4, 5]), Input::ints(&[1], &[3])]),
+        Sample::new("bool", &[Input::bools(&[3], &[true, false, true]), Input::ints(&[1], &[2])]),
+    ],
+};
 
 fn expand(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
     let x = call.input(0)?;
@@ -73,11 +73,14 @@ fn tile(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
     if repeats.len() != x.rank() {
         return Err(OpError::Shape(format!("repeats {repeats:?} for a tensor of shape {:?}", x.shape)));
     }
+    let sizes = x.shape.iter().zip(&repeats).map(|(&size, &repeat)| size.checked_mul(repeat));
+    let shape = sizes.collect::<Option<Vec<usize>>>().filter(|shape| count(shape).is_ok());
+    let shape = shape.ok_or_else(|| {
+        OpError::Shape(format!("shape {:?} repeated {repeats:?} times does not fit in memory", x.shape))
+    })?;
     let view = View::of(&x.shape);
     let dims = repeats.iter().zip(view.dims).flat_map(|(&repeat, dim)| [(repeat, 0), dim]).collect();
-    let tiled = View { start: 0, dims }.read(x)?;
-    let shape: Vec<usize> = x.shape.iter().zip(&repeats).map(|(size, repeat)| size * repeat).collect();
-    Ok(vec![tiled.reshaped(shape)?])
+    Ok(vec![View { start: 0, dims }.read(x)?.reshaped(shape)?])
 }
 
 fn flow(call: &FlowCall<'_>) -> Vec<Option<Rows>> {
@@ -89,8 +92,8 @@ fn flow(call: &FlowCall<'_>) -> Vec<Option<Rows>> {
 }
 
 fn expand_vjp(tape: &mut Tape<'_>, call: &VjpCall<'_>) -> Result<Vec<Option<String>>, String> {
-    let d_x = tape.sum_to(d_output(call, 0)?, input(call, 0)?);
-    Ok(first_only(call, d_x))
+    let d_x = tape.sum_to(gradient(call)?, input(call, 0)?);
+    Ok(only_first(call, d_x))
 }
 
 /// Views the gradient as `[repeat, size, repeat, size, ..]` and sums over the repeats.
@@ -98,7 +101,7 @@ fn tile_vjp(tape: &mut Tape<'_>, call: &VjpCall<'_>) -> Result<Vec<Option<String
     if call.opset < 13 {
         return Err(format!("the gradient of Tile needs operator set 13, the model has {}", call.opset));
     }
-    let (g, x, repeats) = (d_output(call, 0)?, input(call, 0)?, input(call, 1)?);
+    let (g, x, repeats) = (gradient(call)?, input(call, 0)?, input(call, 1)?);
     let column = tape.ints(&[-1, 1]);
     let flat = tape.ints(&[-1]);
     let shape = tape.op("Shape", &[x]);
@@ -111,5 +114,5 @@ fn tile_vjp(tape: &mut Tape<'_>, call: &VjpCall<'_>) -> Result<Vec<Option<String
     let end = tape.op("Size", &[&pairs]);
     let axes = tape.op("Range", &[&zero, &end, &two]);
     let d_x = tape.op_with("ReduceSum", &[&split, &axes], &[("keepdims", Attr::Int(0))]);
-    Ok(first_only(call, d_x))
+    Ok(only_first(call, d_x))
 }

@@ -2,74 +2,81 @@
 
 use SampleAttr::Int;
 
-use super::layout::{
-    axis_of, axis_runs, bools, case, count, d_output, first_only, input, int32s, ints, moved_rows, picked, room,
-    uniform, wrapped,
-};
-use super::{Call, Flow, FlowCall, OpDef, OpError, Rows, SampleAttr, Vjp, VjpCall};
+use super::layout::{axis_runs, count, input, moved_rows, picked, room, wrapped};
+use super::rules::{gradient, only_first};
+use super::{Call, Flow, FlowCall, Input, OpDef, OpError, Rows, Sample, SampleAttr, Vjp, VjpCall, carrier};
 use crate::array::Array;
 use crate::ir::Attr;
 use crate::rewrite::tape::Tape;
 
 /// The gathers.
-pub(super) const ROWS: &[OpDef] = &[
-    OpDef {
-        name: "Gather",
-        domain: "",
-        about: "The slices along an axis that the indices name; a negative index counts from the end",
-        eval: gather,
-        flow: Flow::Rule(gather_flow),
-        vjp: Vjp::Rule(gather_vjp),
-        samples: &[
-            case("embedding", &[uniform(&[5, 3]), ints(&[2, 2], &[4, 0, 0, 2])], &[], &[0]),
-            case("last axis", &[uniform(&[2, 4]), ints(&[3], &[-1, 1, 1])], &[("axis", Int(-1))], &[0]),
-            case("scalar index", &[uniform(&[2, 3, 2]), ints(&[], &[1])], &[("axis", Int(1))], &[0]),
-            case("of a shape", &[ints(&[3], &[7, 8, 9]), ints(&[], &[-2])], &[], &[]),
-            case("int32 indices", &[uniform(&[3, 2]), int32s(&[2], &[2, 0])], &[], &[0]),
-            case("bool", &[bools(&[3], &[true, false, true]), ints(&[2], &[0, 1])], &[], &[]),
-            case("no indices", &[uniform(&[3, 2]), ints(&[0], &[])], &[], &[]),
-        ],
-    },
-    OpDef {
-        name: "GatherND",
-        domain: "",
-        about: "Elements or blocks named by index vectors, the last axis of the indices",
-        eval: gather_nd,
-        flow: Flow::Rule(gather_nd_flow),
-        vjp: Vjp::Rule(gather_nd_vjp),
-        samples: &[
-            case("elements", &[uniform(&[3, 2]), ints(&[3, 2], &[0, 1, 2, 0, 0, 1])], &[], &[0]),
-            case("rows", &[uniform(&[3, 2]), ints(&[2, 2, 1], &[2, 0, -1, 1])], &[], &[0]),
-            case("blocks", &[uniform(&[2, 2, 3]), ints(&[1, 2], &[1, 0])], &[], &[0]),
-            case("batch", &[uniform(&[2, 3, 2]), ints(&[2, 1], &[2, 0])], &[("batch_dims", Int(1))], &[0]),
-            case(
-                "batch of several",
-                &[uniform(&[2, 3, 2]), ints(&[2, 2, 1], &[2, 0, 1, 1])],
-                &[("batch_dims", Int(1))],
-                &[0],
-            ),
-            case("bool", &[bools(&[2, 2], &[true, false, false]), ints(&[1, 1], &[1])], &[], &[]),
-            case("int64", &[ints(&[4], &[1, 2, 3, 4]), ints(&[2, 1], &[3, 0])], &[], &[]),
-            case("no indices", &[uniform(&[3, 2]), ints(&[0, 1], &[])], &[], &[]),
-        ],
-    },
-    OpDef {
-        name: "GatherElements",
-        domain: "",
-        about: "For every index the element at it along an axis, and at the index's own place along the others",
-        eval: gather_elements,
-        flow: Flow::Rule(gather_elements_flow),
-        vjp: Vjp::Rule(gather_elements_vjp),
-        samples: &[
-            case("first axis", &[uniform(&[3, 2]), ints(&[2, 2], &[0, 2, 0, -1])], &[], &[0]),
-            case("last axis", &[uniform(&[2, 3]), ints(&[2, 2], &[0, 0, 2, 1])], &[("axis", Int(-1))], &[0]),
-            case("fewer columns", &[uniform(&[3, 3]), ints(&[2, 1], &[2, 2])], &[("axis", Int(0))], &[0]),
-            case("int64", &[ints(&[2, 2], &[1, 2, 3, 4]), ints(&[1, 2], &[1, 0])], &[], &[]),
-            case("bool", &[bools(&[3], &[true, false, true]), int32s(&[2], &[1, 2])], &[], &[]),
-            case("no indices", &[uniform(&[3, 2]), ints(&[0, 2], &[])], &[], &[]),
-        ],
-    },
-];
+pub(super) const ROWS: &[OpDef] = &[GATHER, GATHER_ND, GATHER_ELEMENTS];
+
+const GATHER: OpDef = OpDef {
+    name: "Gather",
+    domain: "",
+    about: "The slices along an axis that the indices name; a negative index counts from the end.",
+    eval: gather,
+    flow: Flow::Rule(gather_flow),
+    vjp: Vjp::Rule(gather_vjp),
+    samples: &[
+        Sample::new("embedding", &[Input::uniform(&[5, 3]), Input::ints(&[2, 2], &[4, 0, 0, 2])]).grads(&[0]),
+        Sample::new("last axis", &[Input::uniform(&[2, 4]), Input::ints(&[3], &[-1, 1, 1])])
+            .attrs(&[("axis", Int(-1))])
+            .grads(&[0]),
+        Sample::new("scalar index", &[Input::uniform(&[2, 3, 2]), Input::ints(&[], &[1])])
+            .attrs(&[("axis", Int(1))])
+            .grads(&[0]),
+        Sample::new("of a shape", &[Input::ints(&[3], &[7, 8, 9]), Input::ints(&[], &[-2])]),
+        Sample::new("int32 indices", &[Input::uniform(&[3, 2]), Input::int32s(&[2], &[2, 0])]).grads(&[0]),
+        Sample::new("bool", &[Input::bools(&[3], &[true, false, true]), Input::ints(&[2], &[0, 1])]),
+        Sample::new("no indices", &[Input::uniform(&[3, 2]), Input::ints(&[0], &[])]),
+    ],
+};
+
+const GATHER_ND: OpDef = OpDef {
+    name: "GatherND",
+    domain: "",
+    about: "Elements or blocks named by index vectors, the last axis of the indices.",
+    eval: gather_nd,
+    flow: Flow::Rule(gather_nd_flow),
+    vjp: Vjp::Rule(gather_nd_vjp),
+    samples: &[
+        Sample::new("elements", &[Input::uniform(&[3, 2]), Input::ints(&[3, 2], &[0, 1, 2, 0, 0, 1])]).grads(&[0]),
+        Sample::new("rows", &[Input::uniform(&[3, 2]), Input::ints(&[2, 2, 1], &[2, 0, -1, 1])]).grads(&[0]),
+        Sample::new("blocks", &[Input::uniform(&[2, 2, 3]), Input::ints(&[1, 2], &[1, 0])]).grads(&[0]),
+        Sample::new("batch", &[Input::uniform(&[2, 3, 2]), Input::ints(&[2, 1], &[2, 0])])
+            .attrs(&[("batch_dims", Int(1))])
+            .grads(&[0]),
+        Sample::new("batch of several", &[Input::uniform(&[2, 3, 2]), Input::ints(&[2, 2, 1], &[2, 0, 1, 1])])
+            .attrs(&[("batch_dims", Int(1))])
+            .grads(&[0]),
+        Sample::new("bool", &[Input::bools(&[2, 2], &[true, false, false]), Input::ints(&[1, 1], &[1])]),
+        Sample::new("int64", &[Input::ints(&[4], &[1, 2, 3, 4]), Input::ints(&[2, 1], &[3, 0])]),
+        Sample::new("no indices", &[Input::uniform(&[3, 2]), Input::ints(&[0, 1], &[])]),
+    ],
+};
+
+const GATHER_ELEMENTS: OpDef = OpDef {
+    name: "GatherElements",
+    domain: "",
+    about: "For every index the element at it along an axis, and at the index's own place along the others.",
+    eval: gather_elements,
+    flow: Flow::Rule(gather_elements_flow),
+    vjp: Vjp::Rule(gather_elements_vjp),
+    samples: &[
+        Sample::new("first axis", &[Input::uniform(&[3, 2]), Input::ints(&[2, 2], &[0, 2, 0, -1])]).grads(&[0]),
+        Sample::new("last axis", &[Input::uniform(&[2, 3]), Input::ints(&[2, 2], &[0, 0, 2, 1])])
+            .attrs(&[("axis", Int(-1))])
+            .grads(&[0]),
+        Sample::new("fewer columns", &[Input::uniform(&[3, 3]), Input::ints(&[2, 1], &[2, 2])])
+            .attrs(&[("axis", Int(0))])
+            .grads(&[0]),
+        Sample::new("int64", &[Input::ints(&[2, 2], &[1, 2, 3, 4]), Input::ints(&[1, 2], &[1, 0])]),
+        Sample::new("bool", &[Input::bools(&[3], &[true, false, true]), Input::int32s(&[2], &[1, 2])]),
+        Sample::new("no indices", &[Input::uniform(&[3, 2]), Input::ints(&[0, 2], &[])]),
+    ],
+};
 
 /// Where the slices that the indices name begin, and how long their runs are.
 pub(super) fn slices(shape: &[usize], axis: usize, indices: &Array) -> Result<(Vec<usize>, usize), OpError> {
@@ -149,7 +156,7 @@ pub(super) fn elements(shape: &[usize], axis: usize, indices: &Array) -> Result<
 
 fn gather(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
     let (x, indices) = (call.input(0)?, call.input(1)?);
-    let axis = axis_of(call.node.int("axis", 0), x.rank())?;
+    let axis = carrier::axis(call.node.int("axis", 0), x.rank())?;
     let (starts, len) = slices(&x.shape, axis, indices)?;
     let shape = [&x.shape[..axis], &indices.shape, &x.shape[axis + 1..]].concat();
     Ok(vec![picked(x, &starts, len, shape)?])
@@ -169,7 +176,7 @@ fn gather_nd(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
 
 fn gather_elements(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
     let (x, indices) = (call.input(0)?, call.input(1)?);
-    let axis = axis_of(call.node.int("axis", 0), x.rank())?;
+    let axis = carrier::axis(call.node.int("axis", 0), x.rank())?;
     let starts = elements(&x.shape, axis, indices)?;
     Ok(vec![picked(x, &starts, 1, indices.shape.clone())?])
 }
@@ -185,7 +192,7 @@ fn shapes<'a>(call: &FlowCall<'a>) -> Option<(&'a [usize], &'a [usize])> {
 /// Rows of the indices where they land; else rows of the data along an axis that is not gathered.
 fn gather_flow(call: &FlowCall<'_>) -> Vec<Option<Rows>> {
     let Some((x, indices)) = shapes(call) else { return vec![None] };
-    let Ok(gathered) = axis_of(call.node.int("axis", 0), x.len()) else { return vec![None] };
+    let Ok(gathered) = carrier::axis(call.node.int("axis", 0), x.len()) else { return vec![None] };
     let of_indices = moved_rows(call, 1, 0, |axis| Some(gathered + axis));
     let kept = |axis| match axis {
         before if before < gathered => Some(before),
@@ -208,7 +215,7 @@ fn gather_nd_flow(call: &FlowCall<'_>) -> Vec<Option<Rows>> {
 
 fn gather_elements_flow(call: &FlowCall<'_>) -> Vec<Option<Rows>> {
     let Some((x, _)) = shapes(call) else { return vec![None] };
-    let Ok(gathered) = axis_of(call.node.int("axis", 0), x.len()) else { return vec![None] };
+    let Ok(gathered) = carrier::axis(call.node.int("axis", 0), x.len()) else { return vec![None] };
     let of_indices = moved_rows(call, 1, 0, Some);
     vec![of_indices.or_else(|| moved_rows(call, 0, 0, |axis| (axis != gathered).then_some(axis)))]
 }
@@ -220,8 +227,8 @@ fn with_helper(
     attr: &str,
 ) -> Result<Vec<Option<String>>, String> {
     let attr = (attr, Attr::Int(call.node.int(attr, 0)));
-    let d_x = tape.grad(helper, &[d_output(call, 0)?, input(call, 0)?, input(call, 1)?], &[attr]);
-    Ok(first_only(call, d_x))
+    let d_x = tape.grad(helper, &[gradient(call)?, input(call, 0)?, input(call, 1)?], &[attr]);
+    Ok(only_first(call, d_x))
 }
 
 fn gather_vjp(tape: &mut Tape<'_>, call: &VjpCall<'_>) -> Result<Vec<Option<String>>, String> {

@@ -4,90 +4,95 @@ use std::sync::Arc;
 
 use SampleAttr::{Float, Floats, Int, Ints};
 
-use super::layout::{
-    View, axis_of, carried_like, case, count, d_output, dims, floats, input, int32s, ints, moved_rows, picked, room,
-    uniform, wrapped,
-};
-use super::{Call, Flow, FlowCall, OpDef, OpError, Rows, SampleAttr, Vjp, VjpCall};
+use super::layout::{View, carried_like, count, dims, input, moved_rows, picked, room, wrapped};
+use super::rules::gradient;
+use super::{Call, Flow, FlowCall, Input, OpDef, OpError, Rows, Sample, SampleAttr, Vjp, VjpCall, carrier};
 use crate::array::{Array, Buf, Compute};
 use crate::ir::{Attr, DType, Tensor};
 use crate::rewrite::tape::Tape;
 
 /// Operators that make tensors.
-pub(super) const ROWS: &[OpDef] = &[
-    OpDef {
-        name: "Constant",
-        domain: "",
-        about: "The tensor, number or list in an attribute",
-        eval: constant,
-        flow: Flow::Ends,
-        vjp: Vjp::Zero,
-        samples: &[
-            case("int", &[], &[("value_int", Int(-3))], &[]),
-            case("ints", &[], &[("value_ints", Ints(&[1, 2, 3]))], &[]),
-            case("float", &[], &[("value_float", Float(0.5))], &[]),
-            case("floats", &[], &[("value_floats", Floats(&[0.5, -1.5]))], &[]),
-        ],
-    },
-    OpDef {
-        name: "ConstantOfShape",
-        domain: "",
-        about: "A tensor of a given shape filled with one value, float zero unless the attribute `value` says otherwise",
-        eval: constant_of_shape,
-        flow: Flow::Ends,
-        vjp: Vjp::Zero,
-        samples: &[
-            case("zeros", &[ints(&[2], &[2, 3])], &[], &[]),
-            case("scalar", &[ints(&[0], &[])], &[], &[]),
-            case("empty", &[ints(&[2], &[0, 3])], &[], &[]),
-        ],
-    },
-    OpDef {
-        name: "Range",
-        domain: "",
-        about: "Numbers from a start (included) to a limit (excluded) in equal steps",
-        eval: range,
-        flow: Flow::Ends,
-        vjp: Vjp::Rule(range_vjp),
-        samples: &[
-            case("int64", &[ints(&[], &[2]), ints(&[], &[9]), ints(&[], &[3])], &[], &[]),
-            case("int32", &[int32s(&[], &[0]), int32s(&[], &[4]), int32s(&[], &[1])], &[], &[]),
-            case("down", &[ints(&[], &[5]), ints(&[], &[-2]), ints(&[], &[-2])], &[], &[]),
-            case("nothing", &[ints(&[], &[3]), ints(&[], &[3]), ints(&[], &[1])], &[], &[]),
-            case("float", &[floats(&[], &[0.25]), floats(&[], &[2.1]), floats(&[], &[0.5])], &[], &[0, 2]),
-        ],
-    },
-    OpDef {
-        name: "EyeLike",
-        domain: "",
-        about: "Ones on a diagonal, zeros elsewhere, in the shape of a matrix",
-        eval: eye_like,
-        flow: Flow::Ends,
-        vjp: Vjp::Zero,
-        samples: &[
-            case("square", &[uniform(&[3, 3])], &[], &[]),
-            case("above, as int64", &[uniform(&[2, 4])], &[("k", Int(1)), ("dtype", Int(7))], &[]),
-            case("below", &[ints(&[3, 2], &[5])], &[("k", Int(-1))], &[]),
-        ],
-    },
-    OpDef {
-        name: "OneHot",
-        domain: "",
-        about: "A new axis that is on at the index and off elsewhere; values are [off, on]",
-        eval: one_hot,
-        flow: Flow::Rule(one_hot_flow),
-        vjp: Vjp::Missing,
-        samples: &[
-            case("last axis", &[ints(&[2, 2], &[0, 2, -1, 5]), ints(&[], &[3]), floats(&[2], &[0.0, 1.0])], &[], &[]),
-            case(
-                "first axis",
-                &[ints(&[3], &[0, 2, 1]), ints(&[1], &[3]), ints(&[2], &[7, 9])],
-                &[("axis", Int(0))],
-                &[],
-            ),
-        ],
-    },
-];
+pub(super) const ROWS: &[OpDef] = &[CONSTANT, CONSTANT_OF_SHAPE, RANGE, EYE_LIKE, ONE_HOT];
+
+const CONSTANT: OpDef = OpDef {
+    name: "Constant",
+    domain: "",
+    about: "The tensor, number or list in an attribute.",
+    eval: constant,
+    flow: Flow::Ends,
+    vjp: Vjp::Zero,
+    samples: &[
+        Sample::new("int", &[]).attrs(&[("value_int", Int(-3))]),
+        Sample::new("ints", &[]).attrs(&[("value_ints", Ints(&[1, 2, 3]))]),
+        Sample::new("float", &[]).attrs(&[("value_float", Float(0.5))]),
+        Sample::new("floats", &[]).attrs(&[("value_floats", Floats(&[0.5, -1.5]))]),
+    ],
+};
+
+const CONSTANT_OF_SHAPE: OpDef = OpDef {
+    name: "ConstantOfShape",
+    domain: "",
+    about: "A tensor of a given shape filled with one value, float zero unless the attribute `value` says otherwise.",
+    eval: constant_of_shape,
+    flow: Flow::Ends,
+    vjp: Vjp::Zero,
+    samples: &[
+        Sample::new("zeros", &[Input::ints(&[2], &[2, 3])]),
+        Sample::new("scalar", &[Input::ints(&[0], &[])]),
+        Sample::new("empty", &[Input::ints(&[2], &[0, 3])]),
+    ],
+};
+
+const RANGE: OpDef = OpDef {
+    name: "Range",
+    domain: "",
+    about: "Numbers from a start (included) to a limit (excluded) in equal steps.",
+    eval: range,
+    flow: Flow::Ends,
+    vjp: Vjp::Rule(range_vjp),
+    samples: &[
+        Sample::new("int64", &[Input::ints(&[], &[2]), Input::ints(&[], &[9]), Input::ints(&[], &[3])]),
+        Sample::new("int32", &[Input::int32s(&[], &[0]), Input::int32s(&[], &[4]), Input::int32s(&[], &[1])]),
+        Sample::new("down", &[Input::ints(&[], &[5]), Input::ints(&[], &[-2]), Input::ints(&[], &[-2])]),
+        Sample::new("nothing", &[Input::ints(&[], &[3]), Input::ints(&[], &[3]), Input::ints(&[], &[1])]),
+        Sample::new("float", &[Input::floats(&[], &[0.25]), Input::floats(&[], &[2.1]), Input::floats(&[], &[0.5])])
+            .grads(&[0, 2]),
+    ],
+};
+
+const EYE_LIKE: OpDef = OpDef {
+    name: "EyeLike",
+    domain: "",
+    about: "Ones on a diagonal, zeros elsewhere, in the shape of a matrix.",
+    eval: eye_like,
+    flow: Flow::Ends,
+    vjp: Vjp::Zero,
+    samples: &[
+        Sample::new("square", &[Input::uniform(&[3, 3])]),
+        Sample::new("above, as int64", &[Input::uniform(&[2, 4])]).attrs(&[("k", Int(1)), ("dtype", Int(7))]),
+        Sample::new("below", &[Input::ints(&[3, 2], &[5])]).attrs(&[("k", Int(-1))]),
+    ],
+};
+
+const ONE_HOT: OpDef = OpDef {
+    name: "OneHot",
+    domain: "",
+    about: "A new axis that is on at the index and off elsewhere; values are [off, on].",
+    eval: one_hot,
+    flow: Flow::Rule(one_hot_flow),
+    vjp: Vjp::Missing,
+    samples: &[
+        Sample::new(
+            "last axis",
+            &[Input::ints(&[2, 2], &[0, 2, -1, 5]), Input::ints(&[], &[3]), Input::floats(&[2], &[0.0, 1.0])],
+        ),
+        Sample::new(
+            "first axis",
+            &[Input::ints(&[3], &[0, 2, 1]), Input::ints(&[1], &[3]), Input::ints(&[2], &[7, 9])],
+        )
+        .attrs(&[("axis", Int(0))]),
+    ],
+};
 
 fn constant(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
     let [(name, value)] = call.node.attrs.as_slice() else {
@@ -167,7 +172,7 @@ fn no_step() -> OpError {
 
 /// Every element is `start + i * delta`; the limit only says how many there are.
 fn range_vjp(tape: &mut Tape<'_>, call: &VjpCall<'_>) -> Result<Vec<Option<String>>, String> {
-    let g = d_output(call, 0)?;
+    let g = gradient(call)?;
     let keep: &[(&str, Attr)] = &[("keepdims", Attr::Int(0))];
     let d_start = tape.op_with("ReduceSum", &[g], keep);
     let [zero, one] = [0, 1].map(|value| tape.constant(Tensor::i64s([], &[value])));
@@ -223,7 +228,7 @@ fn one_hot(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
     if values.shape != [2] {
         return Err(OpError::Shape(format!("values of OneHot are [off, on], found shape {:?}", values.shape)));
     }
-    let axis = axis_of(call.node.int("axis", -1), indices.rank() + 1)?;
+    let axis = carrier::axis(call.node.int("axis", -1), indices.rank() + 1)?;
     let mut shape = indices.shape.clone();
     shape.insert(axis, depth);
     let inner: usize = shape[axis + 1..].iter().product();
@@ -237,6 +242,6 @@ fn one_hot(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
 }
 
 fn one_hot_flow(call: &FlowCall<'_>) -> Vec<Option<Rows>> {
-    let new = call.outputs.first().and_then(|out| axis_of(call.node.int("axis", -1), out.rank()).ok());
+    let new = call.outputs.first().and_then(|out| carrier::axis(call.node.int("axis", -1), out.rank()).ok());
     vec![moved_rows(call, 0, 0, |axis| Some(axis + usize::from(new? <= axis)))]
 }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::{Fill, FlowCall, Input, OpError, Rows, Sample, SampleAttr, VjpCall};
+use super::{FlowCall, OpError, Rows, VjpCall, carrier};
 use crate::array::{Array, Buf};
 use crate::ir::Attr;
 use crate::rewrite::tape::Tape;
@@ -24,16 +24,11 @@ macro_rules! same_carrier {
 }
 pub(super) use same_carrier;
 
-/// The index of an axis that may be counted from the end.
-pub(super) fn axis_of(axis: i64, rank: usize) -> Result<usize, OpError> {
-    wrapped(axis, rank).ok_or_else(|| OpError::Shape(format!("axis {axis} does not exist at rank {rank}")))
-}
-
 /// The indices of several axes, each named once.
 pub(super) fn axes_of(axes: &[i64], rank: usize) -> Result<Vec<usize>, OpError> {
     let mut found = Vec::with_capacity(axes.len().min(rank));
     for &axis in axes {
-        let index = axis_of(axis, rank)?;
+        let index = carrier::axis(axis, rank)?;
         if found.contains(&index) {
             return Err(OpError::Shape(format!("axis {axis} is named twice in {axes:?} at rank {rank}")));
         }
@@ -52,8 +47,9 @@ pub(super) fn wrapped(index: i64, len: usize) -> Option<usize> {
 pub(super) fn count(shape: &[usize]) -> Result<usize, OpError> {
     shape
         .iter()
-        .try_fold(1usize, |n, &d| n.checked_mul(d))
+        .try_fold(1usize, |n, &d| n.checked_mul(d.max(1)))
         .filter(|&n| n <= isize::MAX as usize / 16)
+        .map(|n| if shape.contains(&0) { 0 } else { n })
         .ok_or_else(|| OpError::Shape(format!("a tensor of shape {shape:?} does not fit in memory")))
 }
 
@@ -234,16 +230,15 @@ pub(super) enum Reduction {
     Min,
 }
 
-/// `data` with the runs of `updates` written at `starts`, in order.
+/// `data` with the runs of `updates` written at `starts`, in order; in place where nobody else holds the data.
 pub(super) fn written(
-    data: &Array,
+    data: Array,
     updates: &Array,
     starts: &[usize],
     len: usize,
     reduction: Reduction,
 ) -> Result<Array, OpError> {
-    fn put<T: Copy>(into: &[T], updates: &[T], starts: &[usize], len: usize, join: impl Fn(T, T) -> T) -> Vec<T> {
-        let mut out = into.to_vec();
+    fn put<T: Copy>(mut out: Vec<T>, updates: &[T], starts: &[usize], len: usize, join: impl Fn(T, T) -> T) -> Vec<T> {
         for (run, &at) in updates.chunks_exact(len.max(1)).zip(starts) {
             for (to, &from) in out[at..at + len].iter_mut().zip(run) {
                 *to = join(*to, from);
@@ -251,33 +246,37 @@ pub(super) fn written(
         }
         out
     }
+    macro_rules! put {
+        ($carrier:ident, $data:expr, $updates:expr, $join:expr) => {
+            Buf::$carrier(Arc::new(put(Arc::unwrap_or_clone($data), $updates, starts, len, $join)))
+        };
+    }
     debug_assert_eq!(updates.len(), starts.len() * len);
-    let updates = &carried_like(data, updates)?;
-    let buf = match (&data.buf, &updates.buf, reduction) {
-        (Buf::F32(x), Buf::F32(u), Reduction::Replace) => Buf::F32(Arc::new(put(x, u, starts, len, |_, b| b))),
-        (Buf::F32(x), Buf::F32(u), Reduction::Add) => Buf::F32(Arc::new(put(x, u, starts, len, |a, b| a + b))),
-        (Buf::F32(x), Buf::F32(u), Reduction::Mul) => Buf::F32(Arc::new(put(x, u, starts, len, |a, b| a * b))),
-        (Buf::F32(x), Buf::F32(u), Reduction::Max) => Buf::F32(Arc::new(put(x, u, starts, len, f32::max))),
-        (Buf::F32(x), Buf::F32(u), Reduction::Min) => Buf::F32(Arc::new(put(x, u, starts, len, f32::min))),
-        (Buf::F64(x), Buf::F64(u), Reduction::Replace) => Buf::F64(Arc::new(put(x, u, starts, len, |_, b| b))),
-        (Buf::F64(x), Buf::F64(u), Reduction::Add) => Buf::F64(Arc::new(put(x, u, starts, len, |a, b| a + b))),
-        (Buf::F64(x), Buf::F64(u), Reduction::Mul) => Buf::F64(Arc::new(put(x, u, starts, len, |a, b| a * b))),
-        (Buf::F64(x), Buf::F64(u), Reduction::Max) => Buf::F64(Arc::new(put(x, u, starts, len, f64::max))),
-        (Buf::F64(x), Buf::F64(u), Reduction::Min) => Buf::F64(Arc::new(put(x, u, starts, len, f64::min))),
-        (Buf::I64(x), Buf::I64(u), Reduction::Replace) => Buf::I64(Arc::new(put(x, u, starts, len, |_, b| b))),
-        (Buf::I64(x), Buf::I64(u), Reduction::Add) => Buf::I64(Arc::new(put(x, u, starts, len, i64::wrapping_add))),
-        (Buf::I64(x), Buf::I64(u), Reduction::Mul) => Buf::I64(Arc::new(put(x, u, starts, len, i64::wrapping_mul))),
-        (Buf::I64(x), Buf::I64(u), Reduction::Max) => Buf::I64(Arc::new(put(x, u, starts, len, i64::max))),
-        (Buf::I64(x), Buf::I64(u), Reduction::Min) => Buf::I64(Arc::new(put(x, u, starts, len, i64::min))),
-        (Buf::Bool(x), Buf::Bool(u), Reduction::Replace) => Buf::Bool(Arc::new(put(x, u, starts, len, |_, b| b))),
+    let updates = carried_like(&data, updates)?;
+    let Array { dtype, shape, buf } = data;
+    let buf = match (buf, &updates.buf, reduction) {
+        (Buf::F32(x), Buf::F32(u), Reduction::Replace) => put!(F32, x, u, |_, b| b),
+        (Buf::F32(x), Buf::F32(u), Reduction::Add) => put!(F32, x, u, |a, b| a + b),
+        (Buf::F32(x), Buf::F32(u), Reduction::Mul) => put!(F32, x, u, |a, b| a * b),
+        (Buf::F32(x), Buf::F32(u), Reduction::Max) => put!(F32, x, u, f32::max),
+        (Buf::F32(x), Buf::F32(u), Reduction::Min) => put!(F32, x, u, f32::min),
+        (Buf::F64(x), Buf::F64(u), Reduction::Replace) => put!(F64, x, u, |_, b| b),
+        (Buf::F64(x), Buf::F64(u), Reduction::Add) => put!(F64, x, u, |a, b| a + b),
+        (Buf::F64(x), Buf::F64(u), Reduction::Mul) => put!(F64, x, u, |a, b| a * b),
+        (Buf::F64(x), Buf::F64(u), Reduction::Max) => put!(F64, x, u, f64::max),
+        (Buf::F64(x), Buf::F64(u), Reduction::Min) => put!(F64, x, u, f64::min),
+        (Buf::I64(x), Buf::I64(u), Reduction::Replace) => put!(I64, x, u, |_, b| b),
+        (Buf::I64(x), Buf::I64(u), Reduction::Add) => put!(I64, x, u, i64::wrapping_add),
+        (Buf::I64(x), Buf::I64(u), Reduction::Mul) => put!(I64, x, u, i64::wrapping_mul),
+        (Buf::I64(x), Buf::I64(u), Reduction::Max) => put!(I64, x, u, i64::max),
+        (Buf::I64(x), Buf::I64(u), Reduction::Min) => put!(I64, x, u, i64::min),
+        (Buf::Bool(x), Buf::Bool(u), Reduction::Replace) => put!(Bool, x, u, |_, b| b),
         (Buf::Bytes(x), Buf::Bytes(u), Reduction::Replace) => {
-            Buf::Bytes(bytes::Bytes::from(put(x, u, starts, len, |_, b| b)))
+            Buf::Bytes(put(Vec::from(x), u, starts, len, |_, b| b).into())
         }
-        _ => {
-            return Err(OpError::Unsupported(format!("reduction {reduction:?} of elements of type {}", data.dtype)));
-        }
+        _ => return Err(OpError::Unsupported(format!("reduction {reduction:?} of elements of type {dtype}"))),
     };
-    Ok(Array { dtype: data.dtype, shape: data.shape.clone(), buf })
+    Ok(Array { dtype, shape, buf })
 }
 
 /// Zeros of a shape, of the type of `like`.
@@ -329,25 +328,10 @@ pub(super) fn same_rows(call: &FlowCall<'_>, slot: usize) -> Option<Rows> {
     call.rows.get(slot).copied().flatten().filter(|_| same)
 }
 
-/// Name of the gradient of an output.
-pub(super) fn d_output<'c>(call: &'c VjpCall<'_>, slot: usize) -> Result<&'c str, String> {
-    let name = call.d_outputs.get(slot).and_then(Option::as_deref);
-    name.ok_or_else(|| format!("output {slot} of {} has no gradient", call.node.qualified_op()))
-}
-
 /// Name of an input that must be there.
 pub(super) fn input<'c>(call: &'c VjpCall<'_>, slot: usize) -> Result<&'c str, String> {
     let name = call.inputs.get(slot).map(String::as_str).filter(|name| !name.is_empty());
     name.ok_or_else(|| format!("input {slot} of {} is required but absent", call.node.qualified_op()))
-}
-
-/// Gradients of the inputs of which only the first has one.
-pub(super) fn first_only(call: &VjpCall<'_>, d_x: String) -> Vec<Option<String>> {
-    let mut grads = vec![None; call.inputs.len()];
-    if let Some(first) = grads.first_mut() {
-        *first = Some(d_x);
-    }
-    grads
 }
 
 /// Appends a reshape of `g` to the shape of `like`.
@@ -371,42 +355,172 @@ pub(super) fn size_along(tape: &mut Tape<'_>, x: &str, axis: i64) -> String {
     tape.op("Gather", &[&shape, &axis])
 }
 
-/// A sample of one output at operator set 17.
-pub(super) const fn case(
-    name: &'static str,
-    inputs: &'static [Input],
-    attrs: &'static [(&'static str, SampleAttr)],
-    grads: &'static [usize],
-) -> Sample {
-    Sample { name, inputs, attrs, outputs: 1, opset: 17, grads }
-}
+#[cfg(test)]
+mod tests {
+    use mbqc_kernels::Pool;
 
-/// A float input.
-pub(super) const fn uniform(shape: &'static [usize]) -> Input {
-    Input { shape, fill: Fill::Uniform }
-}
+    use super::*;
+    use crate::array::Compute;
+    use crate::ir::{DType, Node, Tensor};
+    use crate::ops::{Call, Fill, Sample, Space, find};
 
-/// An `int64` input.
-pub(super) const fn ints(shape: &'static [usize], values: &'static [i64]) -> Input {
-    Input { shape, fill: Fill::Ints(values) }
-}
+    fn node(op: &str, attrs: Vec<(String, Attr)>, outputs: usize) -> Node {
+        Node {
+            name: String::new(),
+            domain: String::new(),
+            op: op.to_owned(),
+            overload: String::new(),
+            inputs: Vec::new(),
+            outputs: vec![None; outputs],
+            attrs,
+            metadata: Vec::new(),
+            origin: None,
+        }
+    }
 
-/// An `int32` input.
-pub(super) const fn int32s(shape: &'static [usize], values: &'static [i64]) -> Input {
-    Input { shape, fill: Fill::Int32s(values) }
-}
+    fn eval(node: &Node, inputs: &[Option<Array>], opset: i64) -> Result<Vec<Array>, OpError> {
+        let op = find("", &node.op).ok_or_else(|| OpError::Unsupported(node.op.clone()))?;
+        (op.eval)(&Call { node, inputs, opset, compute: Compute::F32, pool: &Pool::single() })
+    }
 
-/// A `bool` input.
-pub(super) const fn bools(shape: &'static [usize], values: &'static [bool]) -> Input {
-    Input { shape, fill: Fill::Bools(values) }
-}
+    /// The numbers 0 and 1 in turn, which every carrier can hold.
+    fn carriers(shape: &[usize]) -> Vec<Array> {
+        let total = count(shape).unwrap();
+        let bits: Vec<u8> = (0..total).map(|i| u8::from(i % 3 == 1)).collect();
+        let bytes = Tensor::raw(DType::U8, shape, bits.clone());
+        vec![
+            Array::i64(shape, bits.iter().map(|&b| i64::from(b)).collect()),
+            Array::f32(shape, bits.iter().map(|&b| f32::from(b)).collect()),
+            Array::f64(shape, bits.iter().map(|&b| f64::from(b)).collect()),
+            Array::bool(shape, bits.iter().map(|&b| b == 1).collect()),
+            Array::from_tensor(&bytes, Compute::F32).unwrap(),
+        ]
+    }
 
-/// A float input with these values.
-pub(super) const fn floats(shape: &'static [usize], values: &'static [f32]) -> Input {
-    Input { shape, fill: Fill::Floats(values) }
-}
+    fn other_input(sample: &Sample, slot: usize) -> Option<Array> {
+        let input = &sample.inputs[slot];
+        let total = count(input.shape).unwrap();
+        match input.fill {
+            Fill::Ints(values) | Fill::Int32s(values) => {
+                Some(Array::i64(input.shape, values.iter().copied().cycle().take(total).collect()))
+            }
+            Fill::Bools(values) => Some(Array::bool(input.shape, values.iter().copied().cycle().take(total).collect())),
+            Fill::Absent | Fill::Floats(_) | Fill::Uniform | Fill::Positive => None,
+        }
+    }
 
-/// An optional input left out.
-pub(super) const fn absent() -> Input {
-    Input { shape: &[], fill: Fill::Absent }
+    #[test]
+    fn every_carrier_moves_alike() {
+        let ops = [
+            "Reshape",
+            "Squeeze",
+            "Unsqueeze",
+            "Flatten",
+            "Transpose",
+            "Expand",
+            "Tile",
+            "Concat",
+            "Split",
+            "Slice",
+            "Gather",
+            "GatherND",
+            "GatherElements",
+            "ScatterND",
+            "ScatterElements",
+            "Compress",
+            "TopK",
+            "Trilu",
+            "Pad",
+        ];
+        let mut compared = 0;
+        for op in ops.map(|name| find("", name).unwrap()) {
+            let moves = |s: &&Sample| {
+                let plain = s.attrs.iter().all(|(name, _)| !matches!(*name, "reduction" | "value"));
+                plain && matches!(s.inputs[0].fill, Fill::Uniform)
+            };
+            for sample in op.samples.iter().filter(moves) {
+                let attrs = sample.attrs.iter().map(|(name, attr)| ((*name).to_owned(), attr.to_attr())).collect();
+                let node = node(op.name, attrs, sample.outputs);
+                let with = |carrier: usize| {
+                    let inputs: Vec<Option<Array>> = (0..sample.inputs.len())
+                        .map(|slot| match sample.inputs[slot].fill {
+                            Fill::Uniform => Some(carriers(sample.inputs[slot].shape)[carrier].clone()),
+                            _ => other_input(sample, slot),
+                        })
+                        .collect();
+                    let outputs = eval(&node, &inputs, sample.opset).unwrap();
+                    outputs.into_iter().map(|y| (y.shape.clone(), y.to_f64s())).collect::<Vec<_>>()
+                };
+                for carrier in 1..5 {
+                    assert_eq!(with(carrier), with(0), "{}/{} with carrier {carrier}", op.name, sample.name);
+                    compared += 1;
+                }
+            }
+        }
+        assert!(compared > 200, "{compared} comparisons");
+    }
+
+    #[test]
+    fn tensors_in_attributes() {
+        let value = |tensor: Tensor| vec![("value".to_owned(), Attr::Tensor(tensor))];
+        let constant = node("Constant", value(Tensor::i64s([2], &[3, 4])), 1);
+        assert_eq!(eval(&constant, &[], 17), Ok(vec![Array::i64([2], vec![3, 4])]));
+        let filled = node("ConstantOfShape", value(Tensor::i64s([1], &[7])), 1);
+        let shape = Array::i64([2], vec![1, 3]);
+        assert_eq!(eval(&filled, &[Some(shape)], 17), Ok(vec![Array::i64([1, 3], vec![7; 3])]));
+    }
+
+    #[test]
+    fn absurd_sizes_are_refused() {
+        let huge = Some(Array::i64([2], vec![i64::MAX, 3]));
+        let none_of_huge = Some(Array::i64([2], vec![0, i64::MAX]));
+        for shape in [huge, none_of_huge] {
+            let x = Some(Array::f32([1, 1], vec![1.0]));
+            assert!(matches!(eval(&node("ConstantOfShape", vec![], 1), std::slice::from_ref(&shape), 17), Err(OpError::Shape(_))));
+            assert!(matches!(eval(&node("Tile", vec![], 1), &[x.clone(), shape.clone()], 17), Err(OpError::Shape(_))));
+            assert!(matches!(eval(&node("Expand", vec![], 1), &[x, shape], 17), Err(OpError::Shape(_))));
+        }
+    }
+
+    /// Rows of the first output when the tokens of the inputs lie along the given axes.
+    fn rows(op: &str, attrs: &[(&str, Attr)], inputs: &[(Array, Option<usize>)]) -> Option<(usize, usize)> {
+        let attrs = attrs.iter().map(|(name, attr)| ((*name).to_owned(), attr.clone())).collect();
+        let node = node(op, attrs, 1);
+        let along = |(x, axis): &(Array, Option<usize>)| axis.map(|axis| Rows::along(Space::Tokens, &x.shape, axis));
+        let rows: Vec<Option<Rows>> = inputs.iter().map(along).collect();
+        let inputs: Vec<Option<Array>> = inputs.iter().map(|(x, _)| Some(x.clone())).collect();
+        let outputs = eval(&node, &inputs, 17).unwrap();
+        let call = FlowCall { node: &node, inputs: &inputs, outputs: &outputs, rows: &rows, opset: 17 };
+        let crate::ops::Flow::Rule(rule) = find("", op).unwrap().flow else { return None };
+        rule(&call)[0].map(|rows| (rows.len, rows.inner))
+    }
+
+    #[test]
+    fn rows_follow_their_axis() {
+        let x = |shape: &[usize]| Array::f32(shape, vec![0.5; count(shape).unwrap()]);
+        let at = |values: &[i64]| (Array::i64([values.len()], values.to_vec()), None);
+        let axis = |axis: i64| [("axis", Attr::Int(axis))];
+        let perm = [("perm", Attr::Ints(vec![0, 2, 1, 3]))];
+        assert_eq!(rows("Transpose", &perm, &[(x(&[1, 3, 2, 5]), Some(1))]), Some((3, 5)));
+        // A cache of length zero leaves the tokens as they are, a longer one does not.
+        let joined = |past: usize| rows("Concat", &axis(1), &[(x(&[2, past, 4]), None), (x(&[2, 3, 4]), Some(1))]);
+        assert_eq!(joined(0), Some((3, 4)));
+        assert_eq!(joined(1), None);
+        assert_eq!(rows("Concat", &axis(-1), &[(x(&[3, 2]), Some(0)), (x(&[3, 2]), Some(0))]), Some((3, 4)));
+        // Channels may be cut, tokens not.
+        let cut = |along: i64| rows("Slice", &[], &[(x(&[2, 3, 4]), Some(1)), at(&[1]), at(&[2]), at(&[along])]);
+        assert_eq!(cut(2), Some((3, 1)));
+        assert_eq!(cut(1), None);
+        let reversed = [(x(&[3, 4]), Some(0)), at(&[-1]), at(&[i64::MIN]), at(&[0]), at(&[-1])];
+        assert_eq!(rows("Slice", &[], &reversed), None);
+        // An embedding: rows of the indices.
+        let ids = (Array::i64([1, 3], vec![0, 1, 0]), Some(1));
+        assert_eq!(rows("Gather", &axis(0), &[(x(&[2, 4]), None), ids]), Some((3, 4)));
+        let index = (Array::i64([2], vec![0, 1]), None);
+        assert_eq!(rows("Gather", &axis(0), &[(x(&[2, 3, 4]), Some(1)), index]), Some((3, 4)));
+        assert_eq!(rows("Expand", &[], &[(x(&[1, 3, 1]), Some(1)), at(&[2, 3, 5])]), Some((3, 5)));
+        assert_eq!(rows("Expand", &[], &[(x(&[1, 1, 4]), Some(1)), at(&[1, 3, 4])]), None);
+        assert_eq!(rows("Pad", &[], &[(x(&[3, 4]), Some(0)), at(&[0, 1, 0, 1])]), Some((3, 6)));
+        assert_eq!(rows("Pad", &[], &[(x(&[3, 4]), Some(0)), at(&[1, 0, 0, 0])]), None);
+    }
 }

@@ -11,6 +11,7 @@ mod cast;
 mod compare;
 mod concat;
 mod conv;
+mod einsum;
 mod expand;
 mod gather;
 mod generate;
@@ -20,7 +21,6 @@ mod layout;
 mod linear;
 mod norm;
 mod pad;
-mod product;
 mod quantized;
 mod reduce;
 mod reshape;
@@ -332,6 +332,7 @@ pub const OPS: &[&[OpDef]] = &[
     norm::ROWS,
     linear::ROWS,
     conv::ROWS,
+    einsum::ROWS,
     grad::ROWS,
     concat::ROWS,
     expand::ROWS,

@@ -3,45 +3,52 @@
 use SampleAttr::{Float, Ints, Str};
 
 use super::layout::{
-    Reduction, View, absent, axes_of, bools, carried_like, case, count, d_output, floats, input, ints, moved_rows,
-    reshape_like, same_rows, strides, taken, uniform, written, zeros,
+    Reduction, View, axes_of, carried_like, count, input, moved_rows, reshape_like, room, same_rows, strides, taken,
+    written, zeros,
 };
-use super::{Call, Flow, FlowCall, OpDef, OpError, Rows, Sample, SampleAttr, Vjp, VjpCall};
+use super::rules::{gradient, wanted};
+use super::{Call, Flow, FlowCall, Input, OpDef, OpError, Rows, Sample, SampleAttr, Vjp, VjpCall};
 use crate::array::{Array, ArrayError};
 use crate::ir::{Attr, Node};
 use crate::rewrite::tape::Tape;
 
 /// `Pad`.
-pub(super) const ROWS: &[OpDef] = &[OpDef {
+pub(super) const ROWS: &[OpDef] = &[PAD];
+
+const PAD: OpDef = OpDef {
     name: "Pad",
     domain: "",
-    about: "Margins around a tensor, of a constant, of the edge, mirrored or wrapped; negative margins cut away",
+    about: "Margins around a tensor, of a constant, of the edge, mirrored or wrapped; negative margins cut away.",
     eval: pad,
     flow: Flow::Rule(flow),
     vjp: Vjp::Rule(vjp),
     samples: &[
-        case("zeros", &[uniform(&[2, 3]), ints(&[4], &[1, 0, 0, 2])], &[], &[0]),
-        case("value", &[uniform(&[2, 2]), ints(&[4], &[0, 1, 1, 1]), floats(&[], &[1.5])], &[], &[0, 2]),
-        case("cut", &[uniform(&[4, 3]), ints(&[4], &[-1, 1, 0, -2])], &[], &[0]),
-        case("edge", &[uniform(&[2, 3]), ints(&[4], &[1, 2, 0, 1])], &[("mode", Str("edge"))], &[]),
-        case("reflect", &[uniform(&[3, 4]), ints(&[4], &[1, 2, 2, 1])], &[("mode", Str("reflect"))], &[]),
-        case("int64", &[ints(&[3], &[1, 2, 3]), ints(&[2], &[2, 1]), ints(&[], &[-1])], &[], &[]),
-        case("bool", &[bools(&[2], &[true]), ints(&[2], &[1, 1])], &[], &[]),
-        case("of nothing", &[uniform(&[0, 2]), ints(&[4], &[1, 0, 1, 0])], &[], &[]),
-        Sample {
-            opset: 18,
-            ..case("axes", &[uniform(&[2, 3, 2]), ints(&[4], &[1, 0, 0, 2]), absent(), ints(&[2], &[-1, 0])], &[], &[0])
-        },
-        Sample {
-            opset: 19,
-            ..case("wrap", &[uniform(&[2, 3]), ints(&[4], &[1, 2, 0, 1])], &[("mode", Str("wrap"))], &[])
-        },
-        Sample {
-            opset: 10,
-            ..case("attributes", &[uniform(&[2, 2])], &[("pads", Ints(&[0, 1, 1, 0])), ("value", Float(2.5))], &[0])
-        },
+        Sample::new("zeros", &[Input::uniform(&[2, 3]), Input::ints(&[4], &[1, 0, 0, 2])]).grads(&[0]),
+        Sample::new("value", &[Input::uniform(&[2, 2]), Input::ints(&[4], &[0, 1, 1, 1]), Input::floats(&[], &[1.5])])
+            .grads(&[0, 2]),
+        Sample::new("cut", &[Input::uniform(&[4, 3]), Input::ints(&[4], &[-1, 1, 0, -2])]).grads(&[0]),
+        Sample::new("edge", &[Input::uniform(&[2, 3]), Input::ints(&[4], &[1, 2, 0, 1])])
+            .attrs(&[("mode", Str("edge"))]),
+        Sample::new("reflect", &[Input::uniform(&[3, 4]), Input::ints(&[4], &[1, 2, 2, 1])])
+            .attrs(&[("mode", Str("reflect"))]),
+        Sample::new("int64", &[Input::ints(&[3], &[1, 2, 3]), Input::ints(&[2], &[2, 1]), Input::ints(&[], &[-1])]),
+        Sample::new("bool", &[Input::bools(&[2], &[true]), Input::ints(&[2], &[1, 1])]),
+        Sample::new("of nothing", &[Input::uniform(&[0, 2]), Input::ints(&[4], &[1, 0, 1, 0])]),
+        Sample::new(
+            "axes",
+            &[Input::uniform(&[2, 3, 2]), Input::ints(&[4], &[1, 0, 0, 2]), Input::ABSENT, Input::ints(&[2], &[-1, 0])],
+        )
+        .grads(&[0])
+        .opset(18),
+        Sample::new("wrap", &[Input::uniform(&[2, 3]), Input::ints(&[4], &[1, 2, 0, 1])])
+            .attrs(&[("mode", Str("wrap"))])
+            .opset(19),
+        Sample::new("attributes", &[Input::uniform(&[2, 2])])
+            .attrs(&[("pads", Ints(&[0, 1, 1, 0])), ("value", Float(2.5))])
+            .grads(&[0])
+            .opset(10),
     ],
-}];
+};
 
 /// Margins (before, after) of every axis: input 1 with axes in input 3, or the attribute `pads`.
 fn margins(node: &Node, inputs: &[Option<Array>], rank: usize) -> Result<Vec<(i64, i64)>, OpError> {
@@ -85,8 +92,8 @@ fn pad(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
                 if old == 0 && shape[axis] > 0 {
                     return Err(OpError::Shape(format!("mode {mode} has nothing to copy in shape {:?}", x.shape)));
                 }
-                let from: Vec<usize> =
-                    (0..shape[axis]).map(|to| source(mode, to as i64 - before, old as i64)).collect();
+                let mut from = room(shape[axis])?;
+                from.extend((0..shape[axis]).map(|to| source(mode, to as i64 - before, old as i64)));
                 padded = taken(&padded, axis, &from)?;
             }
             Ok(vec![padded])
@@ -132,7 +139,7 @@ fn framed(call: &Call<'_>, x: &Array, margins: &[(i64, i64)], shape: Vec<usize>)
         place.dims.push((left, step));
     }
     let (starts, len) = place.runs()?;
-    written(&frame, &seen.read(x)?, &starts, len, Reduction::Replace).map(|out| out.with_dtype(x.dtype))
+    written(frame, &seen.read(x)?, &starts, len, Reduction::Replace).map(|out| out.with_dtype(x.dtype))
 }
 
 fn flow(call: &FlowCall<'_>) -> Vec<Option<Rows>> {
@@ -149,7 +156,7 @@ fn vjp(tape: &mut Tape<'_>, call: &VjpCall<'_>) -> Result<Vec<Option<String>>, S
     if let Some(mode) = call.node.string("mode").filter(|&mode| mode != "constant") {
         return Err(format!("Pad with mode `{mode}` has no gradient rule"));
     }
-    let g = d_output(call, 0)?;
+    let g = gradient(call)?;
     let mut grads = vec![None; call.inputs.len()];
     let d_x = match call.node.ints("pads") {
         Some(pads) => {
@@ -164,7 +171,7 @@ fn vjp(tape: &mut Tape<'_>, call: &VjpCall<'_>) -> Result<Vec<Option<String>>, S
             }
         }
     };
-    if call.wants.get(2).copied().unwrap_or(false) {
+    if wanted(call, 2) {
         let value = input(call, 2)?;
         let keep: &[(&str, Attr)] = &[("keepdims", Attr::Int(0))];
         let all = tape.op_with("ReduceSum", &[g], keep);

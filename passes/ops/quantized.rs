@@ -7,7 +7,7 @@ use crate::array::{Array, Buf};
 use crate::ir::DType;
 
 /// The rows of this family.
-pub const ROWS: &[OpDef] = &[
+pub(super) const ROWS: &[OpDef] = &[
     OpDef {
         name: "MatMulNBits",
         domain: "com.microsoft",

@@ -2,76 +2,85 @@
 
 use SampleAttr::{Int, Ints};
 
-use super::layout::{
-    axes_of, axis_of, bools, case, count, d_output, first_only, input, int32s, ints, reshape_like, uniform,
-};
-use super::{Call, Flow, OpDef, OpError, Sample, SampleAttr, Vjp, VjpCall};
+use super::layout::{axes_of, count, input, reshape_like};
+use super::rules::{gradient, only_first};
+use super::{Call, Flow, Input, OpDef, OpError, Sample, SampleAttr, Vjp, VjpCall, carrier};
 use crate::array::Array;
 use crate::rewrite::tape::Tape;
 
 /// Operators that change the shape only.
-pub(super) const ROWS: &[OpDef] = &[
-    OpDef {
-        name: "Reshape",
-        domain: "",
-        about: "The same elements under a shape computed at run time; -1 stands for what is left, 0 for the old size",
-        eval: reshape,
-        flow: Flow::Keep,
-        vjp: Vjp::Rule(back_to_shape),
-        samples: &[
-            case("plain", &[uniform(&[2, 3, 4]), ints(&[2], &[6, 4])], &[], &[0]),
-            case("rest and old size", &[uniform(&[2, 3, 4]), ints(&[3], &[0, -1, 2])], &[], &[0]),
-            case("to scalar", &[uniform(&[1, 1]), ints(&[0], &[])], &[], &[0]),
-            case("zero copied", &[uniform(&[2, 0, 3]), ints(&[2], &[6, 0])], &[("allowzero", Int(1))], &[]),
-            case("int32", &[int32s(&[2, 2], &[1, 2, 3, 4]), ints(&[1], &[-1])], &[], &[]),
-            case("bool", &[bools(&[2, 2], &[true, false]), ints(&[2], &[4, 1])], &[], &[]),
-            Sample { opset: 13, ..case("opset 13", &[uniform(&[2, 6]), ints(&[2], &[3, 4])], &[], &[0]) },
-        ],
-    },
-    OpDef {
-        name: "Squeeze",
-        domain: "",
-        about: "Removes axes of size one",
-        eval: squeeze,
-        flow: Flow::Keep,
-        vjp: Vjp::Rule(back_to_shape),
-        samples: &[
-            case("axes", &[uniform(&[1, 3, 1, 2]), ints(&[2], &[0, -2])], &[], &[0]),
-            case("every one", &[uniform(&[1, 3, 1])], &[], &[0]),
-            case("int64", &[ints(&[1], &[7]), ints(&[1], &[0])], &[], &[]),
-            Sample { opset: 11, ..case("axes as attribute", &[uniform(&[3, 1])], &[("axes", Ints(&[-1]))], &[0]) },
-        ],
-    },
-    OpDef {
-        name: "Unsqueeze",
-        domain: "",
-        about: "Inserts axes of size one",
-        eval: unsqueeze,
-        flow: Flow::Keep,
-        vjp: Vjp::Rule(back_to_shape),
-        samples: &[
-            case("axes", &[uniform(&[2, 3]), ints(&[2], &[0, -1])], &[], &[0]),
-            case("int64 scalar", &[ints(&[], &[5]), ints(&[1], &[0])], &[], &[]),
-            case("bool", &[bools(&[3], &[true, false, true]), ints(&[2], &[2, 1])], &[], &[]),
-            case("empty", &[uniform(&[0, 2]), ints(&[1], &[1])], &[], &[]),
-            Sample { opset: 11, ..case("axes as attribute", &[uniform(&[2, 3])], &[("axes", Ints(&[1]))], &[0]) },
-        ],
-    },
-    OpDef {
-        name: "Flatten",
-        domain: "",
-        about: "A matrix: the axes before `axis` by the axes from it on",
-        eval: flatten,
-        flow: Flow::Keep,
-        vjp: Vjp::Rule(back_to_shape),
-        samples: &[
-            case("default axis", &[uniform(&[2, 3, 2])], &[], &[0]),
-            case("all into columns", &[uniform(&[2, 3])], &[("axis", Int(0))], &[0]),
-            case("negative axis", &[uniform(&[2, 3, 2])], &[("axis", Int(-1))], &[0]),
-            case("last", &[ints(&[2, 3], &[1, 2, 3])], &[("axis", Int(2))], &[]),
-        ],
-    },
-];
+pub(super) const ROWS: &[OpDef] = &[RESHAPE, SQUEEZE, UNSQUEEZE, FLATTEN];
+
+const RESHAPE: OpDef = OpDef {
+    name: "Reshape",
+    domain: "",
+    about: "The same elements under a shape computed at run time; -1 stands for what is left, 0 for the old size.",
+    eval: reshape,
+    flow: Flow::Keep,
+    vjp: Vjp::Rule(back_to_shape),
+    samples: &[
+        Sample::new("plain", &[Input::uniform(&[2, 3, 4]), Input::ints(&[2], &[6, 4])]).grads(&[0]),
+        Sample::new("rest and old size", &[Input::uniform(&[2, 3, 4]), Input::ints(&[3], &[0, -1, 2])]).grads(&[0]),
+        Sample::new("to scalar", &[Input::uniform(&[1, 1]), Input::ints(&[0], &[])]).grads(&[0]),
+        Sample::new("zero copied", &[Input::uniform(&[2, 0, 3]), Input::ints(&[2], &[6, 0])])
+            .attrs(&[("allowzero", Int(1))]),
+        Sample::new("int32", &[Input::int32s(&[2, 2], &[1, 2, 3, 4]), Input::ints(&[1], &[-1])]),
+        Sample::new("bool", &[Input::bools(&[2, 2], &[true, false]), Input::ints(&[2], &[4, 1])]),
+        Sample::new("opset 13", &[Input::uniform(&[2, 6]), Input::ints(&[2], &[3, 4])]).grads(&[0]).opset(13),
+    ],
+};
+
+const SQUEEZE: OpDef = OpDef {
+    name: "Squeeze",
+    domain: "",
+    about: "Removes axes of size one.",
+    eval: squeeze,
+    flow: Flow::Keep,
+    vjp: Vjp::Rule(back_to_shape),
+    samples: &[
+        Sample::new("axes", &[Input::uniform(&[1, 3, 1, 2]), Input::ints(&[2], &[0, -2])]).grads(&[0]),
+        Sample::new("every one", &[Input::uniform(&[1, 3, 1])]).grads(&[0]),
+        Sample::new("int64", &[Input::ints(&[1], &[7]), Input::ints(&[1], &[0])]),
+        Sample::new("axes as attribute", &[Input::uniform(&[3, 1])])
+            .attrs(&[("axes", Ints(&[-1]))])
+            .grads(&[0])
+            .opset(11),
+    ],
+};
+
+const UNSQUEEZE: OpDef = OpDef {
+    name: "Unsqueeze",
+    domain: "",
+    about: "Inserts axes of size one.",
+    eval: unsqueeze,
+    flow: Flow::Keep,
+    vjp: Vjp::Rule(back_to_shape),
+    samples: &[
+        Sample::new("axes", &[Input::uniform(&[2, 3]), Input::ints(&[2], &[0, -1])]).grads(&[0]),
+        Sample::new("int64 scalar", &[Input::ints(&[], &[5]), Input::ints(&[1], &[0])]),
+        Sample::new("bool", &[Input::bools(&[3], &[true, false, true]), Input::ints(&[2], &[2, 1])]),
+        Sample::new("empty", &[Input::uniform(&[0, 2]), Input::ints(&[1], &[1])]),
+        Sample::new("axes as attribute", &[Input::uniform(&[2, 3])])
+            .attrs(&[("axes", Ints(&[1]))])
+            .grads(&[0])
+            .opset(11),
+    ],
+};
+
+const FLATTEN: OpDef = OpDef {
+    name: "Flatten",
+    domain: "",
+    about: "A matrix: the axes before `axis` by the axes from it on.",
+    eval: flatten,
+    flow: Flow::Keep,
+    vjp: Vjp::Rule(back_to_shape),
+    samples: &[
+        Sample::new("default axis", &[Input::uniform(&[2, 3, 2])]).grads(&[0]),
+        Sample::new("all into columns", &[Input::uniform(&[2, 3])]).attrs(&[("axis", Int(0))]).grads(&[0]),
+        Sample::new("negative axis", &[Input::uniform(&[2, 3, 2])]).attrs(&[("axis", Int(-1))]).grads(&[0]),
+        Sample::new("last", &[Input::ints(&[2, 3], &[1, 2, 3])]).attrs(&[("axis", Int(2))]),
+    ],
+};
 
 fn reshape(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
     let x = call.input(0)?;
@@ -138,12 +147,12 @@ fn unsqueeze(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
 fn flatten(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
     let x = call.input(0)?;
     let axis = call.node.int("axis", 1);
-    let axis = if axis == x.rank() as i64 { x.rank() } else { axis_of(axis, x.rank())? };
+    let axis = if axis == x.rank() as i64 { x.rank() } else { carrier::axis(axis, x.rank())? };
     let (rows, cols) = x.shape.split_at(axis);
     Ok(vec![x.reshaped([rows.iter().product::<usize>(), cols.iter().product()])?])
 }
 
 fn back_to_shape(tape: &mut Tape<'_>, call: &VjpCall<'_>) -> Result<Vec<Option<String>>, String> {
-    let d_x = reshape_like(tape, d_output(call, 0)?, input(call, 0)?, call.opset);
-    Ok(first_only(call, d_x))
+    let d_x = reshape_like(tape, gradient(call)?, input(call, 0)?, call.opset);
+    Ok(only_first(call, d_x))
 }

@@ -4,112 +4,101 @@ use std::sync::Arc;
 
 use SampleAttr::{Float, Int, Ints, Str};
 
-use super::layout::{absent, axes_of, case, count, dims, floats, ints, moved_rows, room, taken, uniform};
-use super::{Call, Flow, FlowCall, OpDef, OpError, Rows, Sample, SampleAttr, Vjp};
+use super::layout::{axes_of, count, dims, moved_rows, room, taken};
+use super::{Call, Flow, FlowCall, Input, OpDef, OpError, Rows, Sample, SampleAttr, Vjp};
 use crate::array::{Array, Buf};
 use crate::ir::Node;
 
 /// `Resize`.
-pub(super) const ROWS: &[OpDef] = &[OpDef {
+pub(super) const ROWS: &[OpDef] = &[RESIZE];
+
+const RESIZE: OpDef = OpDef {
     name: "Resize",
     domain: "",
-    about: "Another size by nearest, linear or cubic interpolation along each axis",
+    about: "Another size by nearest, linear or cubic interpolation along each axis.",
     eval: resize,
     flow: Flow::Rule(flow),
     vjp: Vjp::Missing,
     samples: &[
-        case("nearest, doubled", &[uniform(&[1, 1, 2, 3]), absent(), floats(&[4], &[1.0, 1.0, 2.0, 2.0])], &[], &[]),
-        case(
+        Sample::new(
+            "nearest, doubled",
+            &[Input::uniform(&[1, 1, 2, 3]), Input::ABSENT, Input::floats(&[4], &[1.0, 1.0, 2.0, 2.0])],
+        ),
+        Sample::new(
             "nearest by floor",
-            &[uniform(&[1, 1, 3, 4]), absent(), absent(), ints(&[4], &[1, 1, 2, 6])],
-            &[
-                ("mode", Str("nearest")),
-                ("nearest_mode", Str("floor")),
-                ("coordinate_transformation_mode", Str("asymmetric")),
-            ],
-            &[],
-        ),
-        case(
+            &[Input::uniform(&[1, 1, 3, 4]), Input::ABSENT, Input::ABSENT, Input::ints(&[4], &[1, 1, 2, 6])],
+        )
+        .attrs(&[
+            ("mode", Str("nearest")),
+            ("nearest_mode", Str("floor")),
+            ("coordinate_transformation_mode", Str("asymmetric")),
+        ]),
+        Sample::new(
             "nearest by ceil",
-            &[uniform(&[1, 1, 3, 3]), absent(), absent(), ints(&[4], &[1, 1, 5, 2])],
-            &[("nearest_mode", Str("ceil"))],
-            &[],
-        ),
-        case(
+            &[Input::uniform(&[1, 1, 3, 3]), Input::ABSENT, Input::ABSENT, Input::ints(&[4], &[1, 1, 5, 2])],
+        )
+        .attrs(&[("nearest_mode", Str("ceil"))]),
+        Sample::new(
             "nearest, ties up",
-            &[uniform(&[1, 1, 4, 4]), absent(), absent(), ints(&[4], &[1, 1, 2, 7])],
-            &[("nearest_mode", Str("round_prefer_ceil")), ("coordinate_transformation_mode", Str("align_corners"))],
-            &[],
-        ),
-        case(
+            &[Input::uniform(&[1, 1, 4, 4]), Input::ABSENT, Input::ABSENT, Input::ints(&[4], &[1, 1, 2, 7])],
+        )
+        .attrs(&[("nearest_mode", Str("round_prefer_ceil")), ("coordinate_transformation_mode", Str("align_corners"))]),
+        Sample::new(
             "linear",
-            &[uniform(&[1, 2, 3, 3]), absent(), absent(), ints(&[4], &[1, 2, 5, 2])],
-            &[("mode", Str("linear"))],
-            &[],
-        ),
-        case(
+            &[Input::uniform(&[1, 2, 3, 3]), Input::ABSENT, Input::ABSENT, Input::ints(&[4], &[1, 2, 5, 2])],
+        )
+        .attrs(&[("mode", Str("linear"))]),
+        Sample::new(
             "linear by corners",
-            &[uniform(&[1, 1, 3, 2]), absent(), absent(), ints(&[4], &[1, 1, 5, 4])],
-            &[("mode", Str("linear")), ("coordinate_transformation_mode", Str("align_corners"))],
-            &[],
-        ),
-        case(
+            &[Input::uniform(&[1, 1, 3, 2]), Input::ABSENT, Input::ABSENT, Input::ints(&[4], &[1, 1, 5, 4])],
+        )
+        .attrs(&[("mode", Str("linear")), ("coordinate_transformation_mode", Str("align_corners"))]),
+        Sample::new(
             "linear as pytorch",
-            &[uniform(&[1, 1, 4, 4]), absent(), floats(&[4], &[1.0, 1.0, 0.5, 0.3])],
-            &[("mode", Str("linear")), ("coordinate_transformation_mode", Str("pytorch_half_pixel"))],
-            &[],
-        ),
-        case(
+            &[Input::uniform(&[1, 1, 4, 4]), Input::ABSENT, Input::floats(&[4], &[1.0, 1.0, 0.5, 0.3])],
+        )
+        .attrs(&[("mode", Str("linear")), ("coordinate_transformation_mode", Str("pytorch_half_pixel"))]),
+        Sample::new(
             "cubic positions",
-            &[uniform(&[1, 2, 4, 4]), absent(), absent(), ints(&[4], &[1, 2, 6, 5])],
-            &[
-                ("mode", Str("cubic")),
-                ("coordinate_transformation_mode", Str("pytorch_half_pixel")),
-                ("cubic_coeff_a", Float(-0.75)),
-                ("nearest_mode", Str("floor")),
-            ],
-            &[],
-        ),
-        case(
+            &[Input::uniform(&[1, 2, 4, 4]), Input::ABSENT, Input::ABSENT, Input::ints(&[4], &[1, 2, 6, 5])],
+        )
+        .attrs(&[
+            ("mode", Str("cubic")),
+            ("coordinate_transformation_mode", Str("pytorch_half_pixel")),
+            ("cubic_coeff_a", Float(-0.75)),
+            ("nearest_mode", Str("floor")),
+        ]),
+        Sample::new(
             "cubic by scales",
-            &[uniform(&[1, 1, 4, 5]), absent(), floats(&[4], &[1.0, 1.0, 1.6, 0.7])],
-            &[("mode", Str("cubic")), ("cubic_coeff_a", Float(-0.5))],
-            &[],
-        ),
-        case(
+            &[Input::uniform(&[1, 1, 4, 5]), Input::ABSENT, Input::floats(&[4], &[1.0, 1.0, 1.6, 0.7])],
+        )
+        .attrs(&[("mode", Str("cubic")), ("cubic_coeff_a", Float(-0.5))]),
+        Sample::new(
             "cubic, inside only",
-            &[uniform(&[1, 1, 4, 4]), absent(), floats(&[4], &[1.0, 1.0, 2.0, 1.5])],
+            &[Input::uniform(&[1, 1, 4, 4]), Input::ABSENT, Input::floats(&[4], &[1.0, 1.0, 2.0, 1.5])],
+        )
+        .attrs(&[
+            ("mode", Str("cubic")),
+            ("exclude_outside", Int(1)),
+            ("coordinate_transformation_mode", Str("asymmetric")),
+        ]),
+        Sample::new("axes", &[Input::uniform(&[1, 2, 3, 3]), Input::ABSENT, Input::ABSENT, Input::ints(&[2], &[4, 5])])
+            .attrs(&[("mode", Str("linear")), ("axes", Ints(&[2, 3]))])
+            .opset(18),
+        Sample::new(
+            "opset 11",
             &[
-                ("mode", Str("cubic")),
-                ("exclude_outside", Int(1)),
-                ("coordinate_transformation_mode", Str("asymmetric")),
+                Input::uniform(&[1, 1, 3, 3]),
+                Input::floats(&[0], &[]),
+                Input::floats(&[0], &[]),
+                Input::ints(&[4], &[1, 1, 6, 6]),
             ],
-            &[],
-        ),
-        Sample {
-            opset: 18,
-            ..case(
-                "axes",
-                &[uniform(&[1, 2, 3, 3]), absent(), absent(), ints(&[2], &[4, 5])],
-                &[("mode", Str("linear")), ("axes", Ints(&[2, 3]))],
-                &[],
-            )
-        },
-        Sample {
-            opset: 11,
-            ..case(
-                "opset 11",
-                &[uniform(&[1, 1, 3, 3]), floats(&[0], &[]), floats(&[0], &[]), ints(&[4], &[1, 1, 6, 6])],
-                &[("mode", Str("cubic")), ("coordinate_transformation_mode", Str("half_pixel"))],
-                &[],
-            )
-        },
-        Sample {
-            opset: 10,
-            ..case("opset 10", &[uniform(&[1, 1, 2, 3]), floats(&[4], &[1.0, 1.0, 2.0, 1.5])], &[], &[])
-        },
+        )
+        .attrs(&[("mode", Str("cubic")), ("coordinate_transformation_mode", Str("half_pixel"))])
+        .opset(11),
+        Sample::new("opset 10", &[Input::uniform(&[1, 1, 2, 3]), Input::floats(&[4], &[1.0, 1.0, 2.0, 1.5])]).opset(10),
     ],
-}];
+};
 
 /// One axis: old and new size, and new over old as the coordinates see it.
 #[derive(Clone, Copy)]
@@ -203,14 +192,15 @@ fn resize(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
             let nearest = nearest(node, call.opset)?;
             for (i, &axis) in changed {
                 let last = axis.old as f32 - 1.0;
-                let indices: Vec<usize> =
-                    (0..axis.new).map(|to| nearest(axis, place(axis, to)).clamp(0.0, last) as usize).collect();
+                let mut indices = room(axis.new)?;
+                indices.extend((0..axis.new).map(|to| nearest(axis, place(axis, to)).clamp(0.0, last) as usize));
                 out = taken(&out, i, &indices)?;
             }
         }
         "linear" => {
             for (i, &axis) in changed {
-                let taps: Vec<Vec<Tap>> = (0..axis.new).map(|to| linear(axis, place(axis, to))).collect();
+                let mut taps = room(axis.new)?;
+                taps.extend((0..axis.new).map(|to| linear(axis, place(axis, to))));
                 out = mixed(&out, i, &taps)?;
             }
         }
@@ -218,8 +208,8 @@ fn resize(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
             let a = f64::from(node.float("cubic_coeff_a", -0.75));
             let inside_only = node.int("exclude_outside", 0) != 0;
             for (i, &axis) in changed {
-                let taps: Vec<Vec<Tap>> =
-                    (0..axis.new).map(|to| cubic(axis, place(axis, to), a, inside_only)).collect();
+                let mut taps = room(axis.new)?;
+                taps.extend((0..axis.new).map(|to| cubic(axis, place(axis, to), a, inside_only)));
                 out = mixed(&out, i, &taps)?;
             }
         }

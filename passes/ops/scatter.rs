@@ -3,89 +3,81 @@
 use SampleAttr::{Int, Str};
 
 use super::gather::{blocks, elements};
-use super::layout::{Reduction, axis_of, bools, case, d_output, input, ints, uniform, written, zeros_like};
-use super::{Call, Flow, OpDef, OpError, Sample, SampleAttr, Vjp, VjpCall};
+use super::layout::{Reduction, input, written, zeros_like};
+use super::rules::{gradient, wanted};
+use super::{Call, Flow, Input, OpDef, OpError, Sample, SampleAttr, Vjp, VjpCall, carrier};
 use crate::array::Array;
 use crate::ir::{Attr, Node};
 use crate::rewrite::tape::Tape;
 
 /// The scatters.
-pub(super) const ROWS: &[OpDef] = &[
-    OpDef {
-        name: "ScatterND",
-        domain: "",
-        about: "A copy of the data with elements or blocks written at index vectors",
-        eval: scatter_nd,
-        flow: Flow::Keep,
-        vjp: Vjp::Rule(scatter_nd_vjp),
-        samples: &[
-            case("rows", &[uniform(&[4, 2]), ints(&[2, 1], &[3, 1]), uniform(&[2, 2])], &[], &[0, 2]),
-            case("elements", &[uniform(&[2, 3]), ints(&[2, 2], &[0, 2, 1, -2]), uniform(&[2])], &[], &[0, 2]),
-            case("blocks", &[uniform(&[2, 2, 2]), ints(&[1, 2], &[1, 0]), uniform(&[1, 2])], &[], &[0, 2]),
-            case("none", &[uniform(&[2, 3]), ints(&[0, 1], &[]), uniform(&[0, 3])], &[], &[0]),
-            case(
-                "sum",
-                &[uniform(&[3, 2]), ints(&[3, 1], &[1, 1, 0]), uniform(&[3, 2])],
-                &[("reduction", Str("add"))],
-                &[0, 2],
-            ),
-            Sample {
-                opset: 18,
-                ..case(
-                    "largest",
-                    &[uniform(&[3]), ints(&[3, 1], &[1, 1, 0]), uniform(&[3])],
-                    &[("reduction", Str("max"))],
-                    &[],
-                )
-            },
-            case(
-                "product of int64",
-                &[ints(&[3], &[2, 3, 4]), ints(&[2, 1], &[1, 1]), ints(&[2], &[5, -2])],
-                &[("reduction", Str("mul"))],
-                &[],
-            ),
-            case("bool", &[bools(&[3], &[true]), ints(&[2, 1], &[0, 2]), bools(&[2], &[false])], &[], &[]),
-            Sample {
-                opset: 13,
-                ..case("opset 13", &[uniform(&[3]), ints(&[2, 1], &[0, 2]), uniform(&[2])], &[], &[0, 2])
-            },
-        ],
-    },
-    OpDef {
-        name: "ScatterElements",
-        domain: "",
-        about: "A copy of the data with every update written at its index along an axis",
-        eval: scatter_elements,
-        flow: Flow::Keep,
-        vjp: Vjp::Rule(scatter_elements_vjp),
-        samples: &[
-            case("first axis", &[uniform(&[3, 2]), ints(&[2, 2], &[0, 2, 1, -2]), uniform(&[2, 2])], &[], &[0, 2]),
-            case(
-                "last axis",
-                &[uniform(&[2, 3]), ints(&[2, 2], &[0, 1, 2, 0]), uniform(&[2, 2])],
-                &[("axis", Int(-1))],
-                &[0, 2],
-            ),
-            case(
-                "sum",
-                &[uniform(&[2, 3]), ints(&[1, 2], &[1, 1]), uniform(&[1, 2])],
-                &[("axis", Int(1)), ("reduction", Str("add"))],
-                &[0, 2],
-            ),
-            Sample {
-                opset: 18,
-                ..case(
-                    "smallest",
-                    &[uniform(&[3]), ints(&[3], &[1, 1, 0]), uniform(&[3])],
-                    &[("reduction", Str("min"))],
-                    &[],
-                )
-            },
-            case("int64", &[ints(&[3], &[1, 2, 3]), ints(&[1], &[1]), ints(&[1], &[9])], &[], &[]),
-            case("bool", &[bools(&[3], &[true]), ints(&[1], &[-1]), bools(&[1], &[false])], &[], &[]),
-        ],
-    },
-];
+pub(super) const ROWS: &[OpDef] = &[SCATTER_ND, SCATTER_ELEMENTS];
+
+const SCATTER_ND: OpDef = OpDef {
+    name: "ScatterND",
+    domain: "",
+    about: "A copy of the data with elements or blocks written at index vectors.",
+    eval: scatter_nd,
+    flow: Flow::Keep,
+    vjp: Vjp::Rule(scatter_nd_vjp),
+    samples: &[
+        Sample::new("rows", &[Input::uniform(&[4, 2]), Input::ints(&[2, 1], &[3, 1]), Input::uniform(&[2, 2])])
+            .grads(&[0, 2]),
+        Sample::new("elements", &[Input::uniform(&[2, 3]), Input::ints(&[2, 2], &[0, 2, 1, -2]), Input::uniform(&[2])])
+            .grads(&[0, 2]),
+        Sample::new("blocks", &[Input::uniform(&[2, 2, 2]), Input::ints(&[1, 2], &[1, 0]), Input::uniform(&[1, 2])])
+            .grads(&[0, 2]),
+        Sample::new("none", &[Input::uniform(&[2, 3]), Input::ints(&[0, 1], &[]), Input::uniform(&[0, 3])]).grads(&[0]),
+        Sample::new("sum", &[Input::uniform(&[3, 2]), Input::ints(&[3, 1], &[1, 1, 0]), Input::uniform(&[3, 2])])
+            .attrs(&[("reduction", Str("add"))])
+            .grads(&[0, 2]),
+        Sample::new("largest", &[Input::uniform(&[3]), Input::ints(&[3, 1], &[1, 1, 0]), Input::uniform(&[3])])
+            .attrs(&[("reduction", Str("max"))])
+            .opset(18),
+        Sample::new(
+            "product of int64",
+            &[Input::ints(&[3], &[2, 3, 4]), Input::ints(&[2, 1], &[1, 1]), Input::ints(&[2], &[5, -2])],
+        )
+        .attrs(&[("reduction", Str("mul"))]),
+        Sample::new(
+            "bool",
+            &[Input::bools(&[3], &[true]), Input::ints(&[2, 1], &[0, 2]), Input::bools(&[2], &[false])],
+        ),
+        Sample::new("opset 13", &[Input::uniform(&[3]), Input::ints(&[2, 1], &[0, 2]), Input::uniform(&[2])])
+            .grads(&[0, 2])
+            .opset(13),
+    ],
+};
+
+const SCATTER_ELEMENTS: OpDef = OpDef {
+    name: "ScatterElements",
+    domain: "",
+    about: "A copy of the data with every update written at its index along an axis.",
+    eval: scatter_elements,
+    flow: Flow::Keep,
+    vjp: Vjp::Rule(scatter_elements_vjp),
+    samples: &[
+        Sample::new(
+            "first axis",
+            &[Input::uniform(&[3, 2]), Input::ints(&[2, 2], &[0, 2, 1, -2]), Input::uniform(&[2, 2])],
+        )
+        .grads(&[0, 2]),
+        Sample::new(
+            "last axis",
+            &[Input::uniform(&[2, 3]), Input::ints(&[2, 2], &[0, 1, 2, 0]), Input::uniform(&[2, 2])],
+        )
+        .attrs(&[("axis", Int(-1))])
+        .grads(&[0, 2]),
+        Sample::new("sum", &[Input::uniform(&[2, 3]), Input::ints(&[1, 2], &[1, 1]), Input::uniform(&[1, 2])])
+            .attrs(&[("axis", Int(1)), ("reduction", Str("add"))])
+            .grads(&[0, 2]),
+        Sample::new("smallest", &[Input::uniform(&[3]), Input::ints(&[3], &[1, 1, 0]), Input::uniform(&[3])])
+            .attrs(&[("reduction", Str("min"))])
+            .opset(18),
+        Sample::new("int64", &[Input::ints(&[3], &[1, 2, 3]), Input::ints(&[1], &[1]), Input::ints(&[1], &[9])]),
+        Sample::new("bool", &[Input::bools(&[3], &[true]), Input::ints(&[1], &[-1]), Input::bools(&[1], &[false])]),
+    ],
+};
 
 fn reduction(node: &Node) -> Result<Reduction, OpError> {
     Ok(match node.string("reduction") {
@@ -104,12 +96,12 @@ fn scatter_nd(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
     if updates.shape != shape {
         return Err(OpError::Shape(format!("updates have shape {:?}, the indices ask for {shape:?}", updates.shape)));
     }
-    Ok(vec![written(data, updates, &starts, len, reduction(call.node)?)?])
+    Ok(vec![written(data.clone(), updates, &starts, len, reduction(call.node)?)?])
 }
 
 fn scatter_elements(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
     let (data, indices, updates) = (call.input(0)?, call.input(1)?, call.input(2)?);
-    let axis = axis_of(call.node.int("axis", 0), data.rank())?;
+    let axis = carrier::axis(call.node.int("axis", 0), data.rank())?;
     if updates.shape != indices.shape {
         return Err(OpError::Shape(format!(
             "updates have shape {:?}, indices have shape {:?}",
@@ -117,7 +109,7 @@ fn scatter_elements(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
         )));
     }
     let starts = elements(&data.shape, axis, indices)?;
-    Ok(vec![written(data, updates, &starts, 1, reduction(call.node)?)?])
+    Ok(vec![written(data.clone(), updates, &starts, 1, reduction(call.node)?)?])
 }
 
 /// The gradient passes to the data except where updates replaced it, and to the updates where they were written.
@@ -127,18 +119,19 @@ fn scatter_vjp(
     gather: &str,
     attrs: &[(&str, Attr)],
 ) -> Result<Vec<Option<String>>, String> {
-    let g = d_output(call, 0)?;
+    let g = gradient(call)?;
     let (indices, updates) = (input(call, 1)?, input(call, 2)?);
     let d_data = match call.node.string("reduction") {
-        None | Some("none") => {
+        None | Some("none") if wanted(call, 0) => {
             let zeros = zeros_like(tape, updates);
-            tape.op_with(&call.node.op, &[g, indices, &zeros], attrs)
+            Some(tape.op_with(&call.node.op, &[g, indices, &zeros], attrs))
         }
-        Some("add") => g.to_owned(),
+        None | Some("none") => None,
+        Some("add") => Some(g.to_owned()),
         Some(other) => return Err(format!("{} with reduction `{other}` has no gradient rule", call.node.op)),
     };
-    let d_updates = tape.op_with(gather, &[g, indices], attrs);
-    Ok(vec![Some(d_data), None, Some(d_updates)])
+    let d_updates = wanted(call, 2).then(|| tape.op_with(gather, &[g, indices], attrs));
+    Ok(vec![d_data, None, d_updates])
 }
 
 fn scatter_nd_vjp(tape: &mut Tape<'_>, call: &VjpCall<'_>) -> Result<Vec<Option<String>>, String> {

@@ -4,85 +4,88 @@ use std::cmp::Ordering;
 
 use SampleAttr::Int;
 
-use super::layout::{
-    axis_of, bools, case, count, d_output, first_only, floats, input, ints, moved_rows, picked, reshape_like, room,
-    same_carrier, taken, uniform,
-};
-use super::{Call, Flow, FlowCall, OpDef, OpError, Rows, Sample, SampleAttr, Vjp, VjpCall};
+use super::layout::{count, input, moved_rows, picked, reshape_like, room, same_carrier, taken};
+use super::rules::{gradient, only_first};
+use super::{Call, Flow, FlowCall, Input, OpDef, OpError, Rows, Sample, SampleAttr, Vjp, VjpCall, carrier};
 use crate::array::{Array, Buf};
 use crate::ir::Attr;
 use crate::rewrite::tape::Tape;
 
 /// Operators that select.
-pub(super) const ROWS: &[OpDef] = &[
-    OpDef {
-        name: "NonZero",
-        domain: "",
-        about: "The indices of the elements that are not zero, one column each, in row-major order",
-        eval: non_zero,
-        flow: Flow::Ends,
-        vjp: Vjp::Zero,
-        samples: &[
-            case("bool", &[bools(&[2, 3], &[true, false, false, true, true])], &[], &[]),
-            case("int64", &[ints(&[4], &[0, 5, 0, -1])], &[], &[]),
-            case("float", &[floats(&[2, 2, 2], &[0.0, 1.5, -1.0])], &[], &[]),
-            case("nothing", &[bools(&[3], &[false])], &[], &[]),
-            case("empty", &[ints(&[0, 2], &[])], &[], &[]),
-        ],
-    },
-    OpDef {
-        name: "Compress",
-        domain: "",
-        about: "The slices along an axis where a condition holds; without an axis, of the flattened tensor",
-        eval: compress,
-        flow: Flow::Rule(compress_flow),
-        vjp: Vjp::Rule(compress_vjp),
-        samples: &[
-            case("rows", &[uniform(&[3, 2]), bools(&[3], &[true, false, true])], &[("axis", Int(0))], &[0]),
-            case("short condition", &[uniform(&[2, 4]), bools(&[2], &[false, true])], &[("axis", Int(-1))], &[0]),
-            case("flattened", &[uniform(&[2, 3]), bools(&[5], &[true, false, true])], &[], &[0]),
-            case("int64", &[ints(&[3], &[1, 2, 3]), bools(&[3], &[false, true, true])], &[("axis", Int(0))], &[]),
-        ],
-    },
-    OpDef {
-        name: "TopK",
-        domain: "",
-        about: "The k largest (or smallest) elements along an axis in order, and their indices; equals by index",
-        eval: top_k,
-        flow: Flow::Rule(top_k_flow),
-        vjp: Vjp::Rule(top_k_vjp),
-        samples: &[
-            Sample { outputs: 2, ..case("largest", &[uniform(&[3, 5]), ints(&[1], &[2])], &[], &[0]) },
-            Sample {
-                outputs: 2,
-                ..case(
-                    "smallest, first axis",
-                    &[uniform(&[4, 3]), ints(&[1], &[3])],
-                    &[("axis", Int(0)), ("largest", Int(0))],
-                    &[0],
-                )
-            },
-            Sample { outputs: 2, ..case("equals", &[ints(&[6], &[3, 1, 3, 2]), ints(&[1], &[4])], &[], &[]) },
-            Sample { outputs: 2, ..case("none", &[uniform(&[2, 3]), ints(&[1], &[0])], &[], &[]) },
-        ],
-    },
-    OpDef {
-        name: "Trilu",
-        domain: "",
-        about: "The triangle of matrices on and above (or below) a diagonal; zeros elsewhere",
-        eval: trilu,
-        flow: Flow::Keep,
-        vjp: Vjp::Rule(trilu_vjp),
-        samples: &[
-            case("upper", &[uniform(&[3, 3])], &[], &[0]),
-            case("lower", &[uniform(&[2, 3, 4])], &[("upper", Int(0))], &[0]),
-            case("above", &[uniform(&[3, 4]), ints(&[], &[1])], &[], &[0]),
-            case("far below", &[uniform(&[4, 3]), ints(&[1], &[-2])], &[("upper", Int(0))], &[0]),
-            case("int64", &[ints(&[2, 2], &[1, 2, 3, 4])], &[("upper", Int(0))], &[]),
-            case("bool", &[bools(&[3, 3], &[true]), ints(&[], &[-1])], &[], &[]),
-        ],
-    },
-];
+pub(super) const ROWS: &[OpDef] = &[NON_ZERO, COMPRESS, TOP_K, TRILU];
+
+const NON_ZERO: OpDef = OpDef {
+    name: "NonZero",
+    domain: "",
+    about: "The indices of the elements that are not zero, one column each, in row-major order.",
+    eval: non_zero,
+    flow: Flow::Ends,
+    vjp: Vjp::Zero,
+    samples: &[
+        Sample::new("bool", &[Input::bools(&[2, 3], &[true, false, false, true, true])]),
+        Sample::new("int64", &[Input::ints(&[4], &[0, 5, 0, -1])]),
+        Sample::new("float", &[Input::floats(&[2, 2, 2], &[0.0, 1.5, -1.0])]),
+        Sample::new("nothing", &[Input::bools(&[3], &[false])]),
+        Sample::new("empty", &[Input::ints(&[0, 2], &[])]),
+    ],
+};
+
+const COMPRESS: OpDef = OpDef {
+    name: "Compress",
+    domain: "",
+    about: "The slices along an axis where a condition holds; without an axis, of the flattened tensor.",
+    eval: compress,
+    flow: Flow::Rule(compress_flow),
+    vjp: Vjp::Rule(compress_vjp),
+    samples: &[
+        Sample::new("rows", &[Input::uniform(&[3, 2]), Input::bools(&[3], &[true, false, true])])
+            .attrs(&[("axis", Int(0))])
+            .grads(&[0]),
+        Sample::new("short condition", &[Input::uniform(&[2, 4]), Input::bools(&[2], &[false, true])])
+            .attrs(&[("axis", Int(-1))])
+            .grads(&[0]),
+        Sample::new("flattened", &[Input::uniform(&[2, 3]), Input::bools(&[5], &[true, false, true])]).grads(&[0]),
+        Sample::new("int64", &[Input::ints(&[3], &[1, 2, 3]), Input::bools(&[3], &[false, true, true])])
+            .attrs(&[("axis", Int(0))]),
+    ],
+};
+
+const TOP_K: OpDef = OpDef {
+    name: "TopK",
+    domain: "",
+    about: "The k largest (or smallest) elements along an axis in order, and their indices; equals by index.",
+    eval: top_k,
+    flow: Flow::Rule(top_k_flow),
+    vjp: Vjp::Rule(top_k_vjp),
+    samples: &[
+        Sample::new("largest", &[Input::uniform(&[3, 5]), Input::ints(&[1], &[2])]).grads(&[0]).outputs(2),
+        Sample::new("smallest, first axis", &[Input::uniform(&[4, 3]), Input::ints(&[1], &[3])])
+            .attrs(&[("axis", Int(0)), ("largest", Int(0))])
+            .grads(&[0])
+            .outputs(2),
+        Sample::new("equals", &[Input::ints(&[6], &[3, 1, 3, 2]), Input::ints(&[1], &[4])]).outputs(2),
+        Sample::new("none", &[Input::uniform(&[2, 3]), Input::ints(&[1], &[0])]).outputs(2),
+    ],
+};
+
+const TRILU: OpDef = OpDef {
+    name: "Trilu",
+    domain: "",
+    about: "The triangle of matrices on and above (or below) a diagonal; zeros elsewhere.",
+    eval: trilu,
+    flow: Flow::Keep,
+    vjp: Vjp::Rule(trilu_vjp),
+    samples: &[
+        Sample::new("upper", &[Input::uniform(&[3, 3])]).grads(&[0]),
+        Sample::new("lower", &[Input::uniform(&[2, 3, 4])]).attrs(&[("upper", Int(0))]).grads(&[0]),
+        Sample::new("above", &[Input::uniform(&[3, 4]), Input::ints(&[], &[1])]).grads(&[0]),
+        Sample::new("far below", &[Input::uniform(&[4, 3]), Input::ints(&[1], &[-2])])
+            .attrs(&[("upper", Int(0))])
+            .grads(&[0]),
+        Sample::new("int64", &[Input::ints(&[2, 2], &[1, 2, 3, 4])]).attrs(&[("upper", Int(0))]),
+        Sample::new("bool", &[Input::bools(&[3, 3], &[true]), Input::ints(&[], &[-1])]),
+    ],
+};
 
 fn non_zero(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
     fn places<T: PartialEq + Default>(x: &[T]) -> Vec<usize> {
@@ -109,7 +112,7 @@ fn non_zero(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
 fn compress(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
     let (x, condition) = (call.input(0)?, call.input(1)?.to_bools()?);
     let (x, axis) = match call.node.attr("axis") {
-        Some(Attr::Int(axis)) => (x.clone(), axis_of(*axis, x.rank())?),
+        Some(Attr::Int(axis)) => (x.clone(), carrier::axis(*axis, x.rank())?),
         _ => (x.reshaped([x.len()])?, 0),
     };
     let indices: Vec<usize> = condition.iter().enumerate().filter(|(_, on)| **on).map(|(at, _)| at).collect();
@@ -124,12 +127,12 @@ fn compress(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
 
 fn compress_flow(call: &FlowCall<'_>) -> Vec<Option<Rows>> {
     let Some(Attr::Int(axis)) = call.node.attr("axis") else { return vec![None] };
-    let cut = call.outputs.first().and_then(|out| axis_of(*axis, out.rank()).ok());
+    let cut = call.outputs.first().and_then(|out| carrier::axis(*axis, out.rank()).ok());
     vec![moved_rows(call, 0, 0, |axis| (Some(axis) != cut).then_some(axis))]
 }
 
 fn compress_vjp(tape: &mut Tape<'_>, call: &VjpCall<'_>) -> Result<Vec<Option<String>>, String> {
-    let (g, x, condition) = (d_output(call, 0)?, input(call, 0)?, input(call, 1)?);
+    let (g, x, condition) = (gradient(call)?, input(call, 0)?, input(call, 1)?);
     let flat = tape.ints(&[-1]);
     let chosen = tape.op("NonZero", &[condition]);
     let chosen = tape.op("Reshape", &[&chosen, &flat]);
@@ -141,12 +144,12 @@ fn compress_vjp(tape: &mut Tape<'_>, call: &VjpCall<'_>) -> Result<Vec<Option<St
             reshape_like(tape, &d_line, x, call.opset)
         }
     };
-    Ok(first_only(call, d_x))
+    Ok(only_first(call, d_x))
 }
 
 fn top_k(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
     let x = call.input(0)?;
-    let axis = axis_of(call.node.int("axis", -1), x.rank())?;
+    let axis = carrier::axis(call.node.int("axis", -1), x.rank())?;
     let k = match call.optional(1) {
         Some(k) => k.to_scalar_i64()?,
         None => call.node.int("k", -1),
@@ -189,7 +192,7 @@ fn top_k(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
 }
 
 fn top_k_flow(call: &FlowCall<'_>) -> Vec<Option<Rows>> {
-    let cut = call.outputs.first().and_then(|out| axis_of(call.node.int("axis", -1), out.rank()).ok());
+    let cut = call.outputs.first().and_then(|out| carrier::axis(call.node.int("axis", -1), out.rank()).ok());
     let kept = |output| moved_rows(call, 0, output, |axis| (Some(axis) != cut).then_some(axis));
     (0..call.outputs.len()).map(kept).collect()
 }
@@ -198,8 +201,8 @@ fn top_k_vjp(tape: &mut Tape<'_>, call: &VjpCall<'_>) -> Result<Vec<Option<Strin
     let indices = call.outputs.get(1).filter(|name| !name.is_empty());
     let indices = indices.ok_or("the gradient of TopK needs its second output, which has no name here")?;
     let axis = Attr::Int(call.node.int("axis", -1));
-    let d_x = tape.grad("GatherElementsGrad", &[d_output(call, 0)?, input(call, 0)?, indices], &[("axis", axis)]);
-    Ok(first_only(call, d_x))
+    let d_x = tape.grad("GatherElementsGrad", &[gradient(call)?, input(call, 0)?, indices], &[("axis", axis)]);
+    Ok(only_first(call, d_x))
 }
 
 fn trilu(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
@@ -221,9 +224,9 @@ fn trilu(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
 }
 
 fn trilu_vjp(tape: &mut Tape<'_>, call: &VjpCall<'_>) -> Result<Vec<Option<String>>, String> {
-    let inputs = [Some(d_output(call, 0)?), input(call, 1).ok()];
+    let inputs = [Some(gradient(call)?), input(call, 1).ok()];
     let upper = Attr::Int(call.node.int("upper", 1));
     let inputs: Vec<&str> = inputs.into_iter().flatten().collect();
     let d_x = tape.op_with("Trilu", &inputs, &[("upper", upper)]);
-    Ok(first_only(call, d_x))
+    Ok(only_first(call, d_x))
 }

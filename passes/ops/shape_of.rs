@@ -2,43 +2,43 @@
 
 use SampleAttr::Int;
 
-use super::layout::{bools, case, ints, uniform};
-use super::{Call, Flow, OpDef, OpError, SampleAttr, Vjp};
+use super::{Call, Flow, Input, OpDef, OpError, Sample, SampleAttr, Vjp};
 use crate::array::Array;
 
 /// `Shape` and `Size`.
-pub(super) const ROWS: &[OpDef] = &[
-    OpDef {
-        name: "Shape",
-        domain: "",
-        about: "The shape as an int64 vector, or the part of it from `start` to `end`",
-        eval: shape,
-        flow: Flow::Ends,
-        vjp: Vjp::Zero,
-        samples: &[
-            case("all", &[uniform(&[2, 3, 4])], &[], &[]),
-            case("part", &[uniform(&[2, 3, 4])], &[("start", Int(-2)), ("end", Int(2))], &[]),
-            case("one", &[uniform(&[2, 3, 4])], &[("start", Int(1)), ("end", Int(2))], &[]),
-            case("clamped", &[ints(&[2, 3], &[1])], &[("start", Int(-5)), ("end", Int(9))], &[]),
-            case("nothing", &[bools(&[2, 3], &[true])], &[("start", Int(2)), ("end", Int(1))], &[]),
-            case("scalar", &[uniform(&[])], &[], &[]),
-            case("empty", &[uniform(&[0, 3])], &[], &[]),
-        ],
-    },
-    OpDef {
-        name: "Size",
-        domain: "",
-        about: "The number of elements as an int64 scalar",
-        eval: size,
-        flow: Flow::Ends,
-        vjp: Vjp::Zero,
-        samples: &[
-            case("some", &[uniform(&[2, 3])], &[], &[]),
-            case("none", &[ints(&[0, 3], &[])], &[], &[]),
-            case("scalar", &[uniform(&[])], &[], &[]),
-        ],
-    },
-];
+pub(super) const ROWS: &[OpDef] = &[SHAPE, SIZE];
+
+const SHAPE: OpDef = OpDef {
+    name: "Shape",
+    domain: "",
+    about: "The shape as an int64 vector, or the part of it from `start` to `end`.",
+    eval: shape,
+    flow: Flow::Ends,
+    vjp: Vjp::Zero,
+    samples: &[
+        Sample::new("all", &[Input::uniform(&[2, 3, 4])]),
+        Sample::new("part", &[Input::uniform(&[2, 3, 4])]).attrs(&[("start", Int(-2)), ("end", Int(2))]),
+        Sample::new("one", &[Input::uniform(&[2, 3, 4])]).attrs(&[("start", Int(1)), ("end", Int(2))]),
+        Sample::new("clamped", &[Input::ints(&[2, 3], &[1])]).attrs(&[("start", Int(-5)), ("end", Int(9))]),
+        Sample::new("nothing", &[Input::bools(&[2, 3], &[true])]).attrs(&[("start", Int(2)), ("end", Int(1))]),
+        Sample::new("scalar", &[Input::uniform(&[])]),
+        Sample::new("empty", &[Input::uniform(&[0, 3])]),
+    ],
+};
+
+const SIZE: OpDef = OpDef {
+    name: "Size",
+    domain: "",
+    about: "The number of elements as an int64 scalar.",
+    eval: size,
+    flow: Flow::Ends,
+    vjp: Vjp::Zero,
+    samples: &[
+        Sample::new("some", &[Input::uniform(&[2, 3])]),
+        Sample::new("none", &[Input::ints(&[0, 3], &[])]),
+        Sample::new("scalar", &[Input::uniform(&[])]),
+    ],
+};
 
 fn shape(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
     let x = call.input(0)?;

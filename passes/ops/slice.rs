@@ -2,80 +2,111 @@
 
 use SampleAttr::Ints;
 
-use super::layout::{
-    View, axes_of, bools, case, d_output, first_only, input, int32s, ints, moved_rows, same_rows, uniform,
-};
-use super::{Call, Flow, FlowCall, OpDef, OpError, Rows, Sample, SampleAttr, Vjp, VjpCall};
+use super::layout::{View, axes_of, input, moved_rows, same_rows};
+use super::rules::{gradient, only_first};
+use super::{Call, Flow, FlowCall, Input, OpDef, OpError, Rows, Sample, SampleAttr, Vjp, VjpCall};
 use crate::array::Array;
 use crate::ir::{Attr, Node, Tensor};
 use crate::rewrite::tape::Tape;
 
 /// `Slice`.
-pub(super) const ROWS: &[OpDef] = &[OpDef {
+pub(super) const ROWS: &[OpDef] = &[SLICE];
+
+const SLICE: OpDef = OpDef {
     name: "Slice",
     domain: "",
-    about: "Ranges along axes, with steps that may be negative; bounds beyond the tensor are clamped",
+    about: "Ranges along axes, with steps that may be negative; bounds beyond the tensor are clamped.",
     eval: slice,
     flow: Flow::Rule(flow),
     vjp: Vjp::Rule(vjp),
     samples: &[
-        case("one axis", &[uniform(&[4, 3]), ints(&[1], &[1]), ints(&[1], &[3]), ints(&[1], &[0])], &[], &[0]),
-        case("no axes", &[uniform(&[4, 3]), ints(&[2], &[1, 0]), ints(&[2], &[3, 2])], &[], &[0]),
-        case(
+        Sample::new(
+            "one axis",
+            &[Input::uniform(&[4, 3]), Input::ints(&[1], &[1]), Input::ints(&[1], &[3]), Input::ints(&[1], &[0])],
+        )
+        .grads(&[0]),
+        Sample::new("no axes", &[Input::uniform(&[4, 3]), Input::ints(&[2], &[1, 0]), Input::ints(&[2], &[3, 2])])
+            .grads(&[0]),
+        Sample::new(
             "to the end",
-            &[uniform(&[2, 5]), ints(&[1], &[2]), ints(&[1], &[i64::MAX]), ints(&[1], &[-1]), ints(&[1], &[2])],
-            &[],
-            &[0],
-        ),
-        case(
+            &[
+                Input::uniform(&[2, 5]),
+                Input::ints(&[1], &[2]),
+                Input::ints(&[1], &[i64::MAX]),
+                Input::ints(&[1], &[-1]),
+                Input::ints(&[1], &[2]),
+            ],
+        )
+        .grads(&[0]),
+        Sample::new(
             "backwards",
-            &[uniform(&[2, 5]), ints(&[1], &[-1]), ints(&[1], &[i64::MIN]), ints(&[1], &[1]), ints(&[1], &[-1])],
-            &[],
-            &[0],
-        ),
-        case(
+            &[
+                Input::uniform(&[2, 5]),
+                Input::ints(&[1], &[-1]),
+                Input::ints(&[1], &[i64::MIN]),
+                Input::ints(&[1], &[1]),
+                Input::ints(&[1], &[-1]),
+            ],
+        )
+        .grads(&[0]),
+        Sample::new(
             "backwards by two",
-            &[uniform(&[6, 2]), ints(&[1], &[i64::MAX]), ints(&[1], &[0]), ints(&[1], &[0]), ints(&[1], &[-2])],
-            &[],
-            &[0],
-        ),
-        case(
+            &[
+                Input::uniform(&[6, 2]),
+                Input::ints(&[1], &[i64::MAX]),
+                Input::ints(&[1], &[0]),
+                Input::ints(&[1], &[0]),
+                Input::ints(&[1], &[-2]),
+            ],
+        )
+        .grads(&[0]),
+        Sample::new(
             "two axes",
             &[
-                uniform(&[3, 4, 2]),
-                ints(&[2], &[1, -3]),
-                ints(&[2], &[100, -1]),
-                ints(&[2], &[0, 1]),
-                ints(&[2], &[1, 1]),
+                Input::uniform(&[3, 4, 2]),
+                Input::ints(&[2], &[1, -3]),
+                Input::ints(&[2], &[100, -1]),
+                Input::ints(&[2], &[0, 1]),
+                Input::ints(&[2], &[1, 1]),
             ],
-            &[],
-            &[0],
+        )
+        .grads(&[0]),
+        Sample::new(
+            "nothing",
+            &[Input::uniform(&[3, 2]), Input::ints(&[1], &[2]), Input::ints(&[1], &[1]), Input::ints(&[1], &[0])],
         ),
-        case("nothing", &[uniform(&[3, 2]), ints(&[1], &[2]), ints(&[1], &[1]), ints(&[1], &[0])], &[], &[]),
-        case("of nothing", &[uniform(&[0, 2]), ints(&[1], &[0]), ints(&[1], &[5]), ints(&[1], &[0])], &[], &[]),
-        case("int32 bounds", &[uniform(&[4]), int32s(&[1], &[1]), int32s(&[1], &[-1]), int32s(&[1], &[0])], &[], &[0]),
-        case("int64", &[ints(&[4], &[1, 2, 3, 4]), ints(&[1], &[1]), ints(&[1], &[2]), ints(&[1], &[0])], &[], &[]),
-        case("bool", &[bools(&[3], &[true, false, true]), ints(&[1], &[-2]), ints(&[1], &[3])], &[], &[]),
-        Sample {
-            opset: 9,
-            ..case(
-                "bounds as attributes",
-                &[uniform(&[4, 3])],
-                &[("starts", Ints(&[1, -2])), ("ends", Ints(&[4, i64::MAX])), ("axes", Ints(&[0, 1]))],
-                &[0],
-            )
-        },
-        Sample {
-            opset: 9,
-            ..case(
-                "attributes without axes",
-                &[uniform(&[4, 3])],
-                &[("starts", Ints(&[1])), ("ends", Ints(&[3]))],
-                &[0],
-            )
-        },
+        Sample::new(
+            "of nothing",
+            &[Input::uniform(&[0, 2]), Input::ints(&[1], &[0]), Input::ints(&[1], &[5]), Input::ints(&[1], &[0])],
+        ),
+        Sample::new(
+            "int32 bounds",
+            &[Input::uniform(&[4]), Input::int32s(&[1], &[1]), Input::int32s(&[1], &[-1]), Input::int32s(&[1], &[0])],
+        )
+        .grads(&[0]),
+        Sample::new(
+            "int64",
+            &[
+                Input::ints(&[4], &[1, 2, 3, 4]),
+                Input::ints(&[1], &[1]),
+                Input::ints(&[1], &[2]),
+                Input::ints(&[1], &[0]),
+            ],
+        ),
+        Sample::new(
+            "bool",
+            &[Input::bools(&[3], &[true, false, true]), Input::ints(&[1], &[-2]), Input::ints(&[1], &[3])],
+        ),
+        Sample::new("bounds as attributes", &[Input::uniform(&[4, 3])])
+            .attrs(&[("starts", Ints(&[1, -2])), ("ends", Ints(&[4, i64::MAX])), ("axes", Ints(&[0, 1]))])
+            .grads(&[0])
+            .opset(9),
+        Sample::new("attributes without axes", &[Input::uniform(&[4, 3])])
+            .attrs(&[("starts", Ints(&[1])), ("ends", Ints(&[3]))])
+            .grads(&[0])
+            .opset(9),
     ],
-}];
+};
 
 /// A range along one axis: where it begins, how many elements it has, and the step between them.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -158,7 +189,7 @@ fn flow(call: &FlowCall<'_>) -> Vec<Option<Rows>> {
 
 /// All bounds are handed to the helper, so that its body need not ask which were left out.
 fn vjp(tape: &mut Tape<'_>, call: &VjpCall<'_>) -> Result<Vec<Option<String>>, String> {
-    let (g, x) = (d_output(call, 0)?, input(call, 0)?);
+    let (g, x) = (gradient(call)?, input(call, 0)?);
     let given = |slot: usize| call.inputs.get(slot).filter(|name| !name.is_empty()).cloned();
     let attr = |tape: &mut Tape<'_>, name: &str| call.node.ints(name).map(|values| tape.ints(values));
     let starts = given(1).or_else(|| attr(tape, "starts")).ok_or("Slice without starts")?;
@@ -175,5 +206,5 @@ fn vjp(tape: &mut Tape<'_>, call: &VjpCall<'_>) -> Result<Vec<Option<String>>, S
         if call.opset < 15 { ones } else { tape.op("CastLike", &[&ones, &starts]) }
     });
     let d_x = tape.grad("SliceGrad", &[g, x, &starts, &ends, &axes, &steps], &[]);
-    Ok(first_only(call, d_x))
+    Ok(only_first(call, d_x))
 }

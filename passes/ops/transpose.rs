@@ -2,33 +2,36 @@
 
 use SampleAttr::Ints;
 
-use super::layout::{View, bools, case, d_output, first_only, ints, moved_rows, strides, uniform};
-use super::{Call, Flow, FlowCall, OpDef, OpError, Rows, SampleAttr, Vjp, VjpCall};
+use super::layout::{View, moved_rows, strides};
+use super::rules::{gradient, only_first};
+use super::{Call, Flow, FlowCall, Input, OpDef, OpError, Rows, Sample, SampleAttr, Vjp, VjpCall};
 use crate::array::Array;
 use crate::ir::{Attr, Node};
 use crate::rewrite::tape::Tape;
 
 /// `Transpose`.
-pub(super) const ROWS: &[OpDef] = &[OpDef {
+pub(super) const ROWS: &[OpDef] = &[TRANSPOSE];
+
+const TRANSPOSE: OpDef = OpDef {
     name: "Transpose",
     domain: "",
-    about: "Axes in another order; without `perm` the order is reversed",
+    about: "Axes in another order; without `perm` the order is reversed.",
     eval: transpose,
     flow: Flow::Rule(flow),
     vjp: Vjp::Rule(vjp),
     samples: &[
-        case("matrix", &[uniform(&[3, 5])], &[], &[0]),
-        case("batched matrix", &[uniform(&[2, 3, 4])], &[("perm", Ints(&[0, 2, 1]))], &[0]),
-        case("heads", &[uniform(&[2, 3, 2, 4])], &[("perm", Ints(&[0, 2, 1, 3]))], &[0]),
-        case("cycle", &[uniform(&[2, 3, 4])], &[("perm", Ints(&[2, 0, 1]))], &[0]),
-        case("reversed", &[uniform(&[2, 3, 4])], &[], &[0]),
-        case("same", &[uniform(&[2, 3])], &[("perm", Ints(&[0, 1]))], &[0]),
-        case("int64", &[ints(&[2, 3], &[1, 2, 3, 4, 5, 6])], &[("perm", Ints(&[1, 0]))], &[]),
-        case("bool", &[bools(&[2, 3], &[true, false, false])], &[], &[]),
-        case("empty", &[uniform(&[2, 0, 3])], &[("perm", Ints(&[1, 2, 0]))], &[]),
-        case("scalar", &[uniform(&[])], &[], &[0]),
+        Sample::new("matrix", &[Input::uniform(&[3, 5])]).grads(&[0]),
+        Sample::new("batched matrix", &[Input::uniform(&[2, 3, 4])]).attrs(&[("perm", Ints(&[0, 2, 1]))]).grads(&[0]),
+        Sample::new("heads", &[Input::uniform(&[2, 3, 2, 4])]).attrs(&[("perm", Ints(&[0, 2, 1, 3]))]).grads(&[0]),
+        Sample::new("cycle", &[Input::uniform(&[2, 3, 4])]).attrs(&[("perm", Ints(&[2, 0, 1]))]).grads(&[0]),
+        Sample::new("reversed", &[Input::uniform(&[2, 3, 4])]).grads(&[0]),
+        Sample::new("same", &[Input::uniform(&[2, 3])]).attrs(&[("perm", Ints(&[0, 1]))]).grads(&[0]),
+        Sample::new("int64", &[Input::ints(&[2, 3], &[1, 2, 3, 4, 5, 6])]).attrs(&[("perm", Ints(&[1, 0]))]),
+        Sample::new("bool", &[Input::bools(&[2, 3], &[true, false, false])]),
+        Sample::new("empty", &[Input::uniform(&[2, 0, 3])]).attrs(&[("perm", Ints(&[1, 2, 0]))]),
+        Sample::new("scalar", &[Input::uniform(&[])]).grads(&[0]),
     ],
-}];
+};
 
 /// The order of the axes, if it is one.
 fn order(node: &Node, rank: usize) -> Option<Vec<usize>> {
@@ -60,7 +63,7 @@ fn flow(call: &FlowCall<'_>) -> Vec<Option<Rows>> {
 }
 
 fn vjp(tape: &mut Tape<'_>, call: &VjpCall<'_>) -> Result<Vec<Option<String>>, String> {
-    let g = d_output(call, 0)?;
+    let g = gradient(call)?;
     let d_x = match call.node.ints("perm") {
         None => tape.op("Transpose", &[g]),
         Some(perm) => {
@@ -72,5 +75,5 @@ fn vjp(tape: &mut Tape<'_>, call: &VjpCall<'_>) -> Result<Vec<Option<String>>, S
             tape.op_with("Transpose", &[g], &[("perm", Attr::Ints(back))])
         }
     };
-    Ok(first_only(call, d_x))
+    Ok(only_first(call, d_x))
 }
