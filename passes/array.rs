@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::ir::{DType, Data, Tensor};
+use crate::ir::{DType, Tensor};
 
 /// Precision of float arithmetic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +59,9 @@ pub enum ArrayError {
         /// What the array holds.
         found: DType,
     },
+    /// A payload that is made on demand could not be made.
+    #[error("the elements could not be produced: {0}")]
+    Lazy(String),
     /// Element count and shape disagree.
     #[error("shape {shape:?} needs {needed} elements, found {found}")]
     Count {
@@ -157,10 +160,8 @@ impl Array {
     /// The array of a constant, floats carried as `compute` says.
     pub fn from_tensor(tensor: &Tensor, compute: Compute) -> Result<Array, ArrayError> {
         let shape = tensor.dims.clone();
-        let raw = match &tensor.data {
-            Data::Raw(bytes) => bytes,
-            Data::Strings(_) => return Err(ArrayError::Type(DType::String)),
-        };
+        let raw = &tensor.load().ok_or(ArrayError::Type(DType::String))?.map_err(ArrayError::Lazy)?;
+        let tensor = &Tensor::raw(tensor.dtype, shape.clone(), raw.clone());
         let needed = tensor.len();
         if tensor.dtype.bytes_for(needed) != Some(raw.len()) {
             return Err(ArrayError::Count { shape, needed, found: raw.len() });

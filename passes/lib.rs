@@ -21,6 +21,9 @@
 pub mod array;
 pub mod facts;
 pub mod ir;
+pub mod method;
 pub mod ops;
+pub mod plan;
 pub mod rewrite;
 pub mod run;
+pub mod weights;

@@ -4,6 +4,7 @@
 use crate::ir::{Attr, DType, Def, Graph, GraphPath, Model, Node, NodeId, Tensor, Uses, ValueId, walk};
 
 use super::names::layer_name;
+use crate::plan::SkipKind;
 
 /// A linear layer `y = x W^T` with a constant weight.
 #[derive(Clone, Debug)]
@@ -49,6 +50,8 @@ pub struct Weight {
     pub tensor: Tensor,
     /// True when it is stored `[n, k]`, false when `[k, n]`.
     pub rows_are_outputs: bool,
+    /// The element type in which the layer reads it: the stored one unless a Cast lies between.
+    pub read_as: DType,
 }
 
 /// A bias that a separate `Add` brings in.
@@ -106,6 +109,8 @@ pub struct Other {
     pub bytes: usize,
     /// Why it is no site.
     pub reason: String,
+    /// What kind of reason it is.
+    pub kind: SkipKind,
 }
 
 /// All weight-bearing nodes of a model.
@@ -181,6 +186,7 @@ pub fn survey(model: &Model) -> Result<Survey, crate::ir::Error> {
                         op: node.qualified_op(),
                         weight: weight.name,
                         bytes: weight.tensor.stored_bytes(),
+                        kind: kind_of(&node.op, &reason),
                         reason,
                     }),
                     Err(_) => {}
@@ -189,6 +195,14 @@ pub fn survey(model: &Model) -> Result<Survey, crate::ir::Error> {
         }
     }
     Ok(found)
+}
+
+fn kind_of(op: &str, reason: &str) -> SkipKind {
+    match op {
+        _ if reason.starts_with("already quantized") => SkipKind::Quantized,
+        "Gather" | "EmbedLayerNormalization" | "Conv" | "ConvTranspose" | "FusedConv" => SkipKind::NotLinear,
+        _ => SkipKind::Unsupported,
+    }
 }
 
 /// At least two dimensions larger than one: anything less is a vector, a scale or a position.
@@ -217,6 +231,7 @@ fn resolve(model: &Model, path: &GraphPath, value: ValueId) -> Option<Resolved> 
     let mut path = path.clone();
     let mut value = value;
     let mut transposed = false;
+    let mut read_as = None;
     loop {
         let graph = model.graph_at(&path)?;
         let entry = graph.value(value);
@@ -225,6 +240,7 @@ fn resolve(model: &Model, path: &GraphPath, value: ValueId) -> Option<Resolved> 
             name: entry.name.clone(),
             tensor: tensor.clone(),
             rows_are_outputs: false,
+            read_as: read_as.unwrap_or(tensor.dtype),
         };
         match &entry.def {
             Def::Const(tensor) => return Some(Resolved::Plain(weight(tensor), transposed)),
@@ -242,7 +258,12 @@ fn resolve(model: &Model, path: &GraphPath, value: ValueId) -> Option<Resolved> 
             Def::Node(producer, _) => {
                 let node = graph.node(*producer);
                 match node.op.as_str() {
-                    "Identity" | "Cast" => value = node.input(0)?,
+                    "Identity" => value = node.input(0)?,
+                    "Cast" => {
+                        let to = i32::try_from(node.int("to", 0)).ok().map(DType::from_onnx);
+                        read_as = read_as.or(to);
+                        value = node.input(0)?;
+                    }
                     "Transpose" => {
                         let swaps = match node.ints("perm") {
                             None => true,

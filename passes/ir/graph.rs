@@ -26,6 +26,8 @@ pub struct Node {
     pub domain: String,
     /// Operator name.
     pub op: String,
+    /// Overload of the local function that is meant; usually empty.
+    pub overload: String,
     /// Inputs; `None` for an optional input left out.
     pub inputs: Vec<Option<ValueId>>,
     /// Outputs; `None` for an optional output left out.
@@ -422,6 +424,7 @@ impl Graph {
             name: spec.name,
             domain: spec.domain,
             op: spec.op,
+            overload: spec.overload,
             inputs,
             outputs,
             attrs: spec.attrs,

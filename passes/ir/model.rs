@@ -1,6 +1,6 @@
 //! A model: a graph, the operator sets it speaks, and its local functions.
 
-use super::{Graph, NodeId, Origin};
+use super::{Attr, Graph, NodeId, Origin};
 
 /// A function that travels with the model and defines an operator by other operators.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,6 +13,8 @@ pub struct Function {
     pub overload: String,
     /// Attributes that calls may give and the body may refer to.
     pub attributes: Vec<String>,
+    /// Attributes that calls may leave out, with the value they have then.
+    pub defaults: Vec<(String, Attr)>,
     /// Operator sets of the body.
     pub opsets: Vec<(String, i64)>,
     /// The body; its inputs and outputs are the function's, in order.

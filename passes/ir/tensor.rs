@@ -1,5 +1,7 @@
 //! Constant tensors: bytes that are usually a view of a memory-mapped file.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use half::{bf16, f16};
 
@@ -23,12 +25,73 @@ pub enum Data {
     Raw(Bytes),
     /// Strings, one per element.
     Strings(Vec<Bytes>),
+    /// Bytes as in [`Data::Raw`] that are made when somebody asks for them.
+    Lazy(Lazy),
+}
+
+type Produce = dyn Fn() -> Result<Bytes, String> + Send + Sync;
+
+/// A payload of known length that is computed on demand and not kept, so that a model larger than memory can be
+/// written tensor by tensor. Two are equal when they are clones of one another.
+#[derive(Clone)]
+pub struct Lazy {
+    len: usize,
+    produce: Arc<Produce>,
+}
+
+impl Lazy {
+    /// A payload of `len` bytes that `produce` makes, the same bytes at every call.
+    pub fn new(len: usize, produce: impl Fn() -> Result<Bytes, String> + Send + Sync + 'static) -> Lazy {
+        Lazy { len, produce: Arc::new(produce) }
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// True when there are no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Makes the bytes. Answers a message when that fails or when their number is not the promised one.
+    pub fn produce(&self) -> Result<Bytes, String> {
+        let bytes = (self.produce)()?;
+        if bytes.len() == self.len {
+            Ok(bytes)
+        } else {
+            Err(format!("a payload of {} bytes was promised, {} were produced", self.len, bytes.len()))
+        }
+    }
+
+    /// A number that clones share and that no other payload alive has.
+    pub fn identity(&self) -> usize {
+        Arc::as_ptr(&self.produce).cast::<()>().addr()
+    }
+}
+
+impl PartialEq for Lazy {
+    fn eq(&self, other: &Lazy) -> bool {
+        self.len == other.len && Arc::ptr_eq(&self.produce, &other.produce)
+    }
+}
+
+impl std::fmt::Debug for Lazy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lazy").field("len", &self.len).finish_non_exhaustive()
+    }
 }
 
 impl Tensor {
     /// A tensor over raw little-endian bytes.
     pub fn raw(dtype: DType, dims: impl Into<Vec<usize>>, bytes: impl Into<Bytes>) -> Tensor {
         Tensor { dtype, dims: dims.into(), data: Data::Raw(bytes.into()) }
+    }
+
+    /// A tensor whose raw little-endian bytes are made on demand.
+    pub fn lazy(dtype: DType, dims: impl Into<Vec<usize>>, lazy: Lazy) -> Tensor {
+        Tensor { dtype, dims: dims.into(), data: Data::Lazy(lazy) }
     }
 
     /// An `int64` tensor.
@@ -63,11 +126,21 @@ impl Tensor {
         self.len() == 0
     }
 
-    /// Raw little-endian bytes; empty for strings.
+    /// Raw little-endian bytes that are there already; empty for strings and for a payload made on demand
+    /// ([`Tensor::load`] makes it).
     pub fn bytes(&self) -> &[u8] {
         match &self.data {
             Data::Raw(bytes) => bytes,
-            Data::Strings(_) => &[],
+            Data::Strings(_) | Data::Lazy(_) => &[],
+        }
+    }
+
+    /// Raw little-endian bytes, made now if they are made on demand; `None` for strings. Copies nothing.
+    pub fn load(&self) -> Option<Result<Bytes, String>> {
+        match &self.data {
+            Data::Raw(bytes) => Some(Ok(bytes.clone())),
+            Data::Lazy(lazy) => Some(lazy.produce()),
+            Data::Strings(_) => None,
         }
     }
 
@@ -76,6 +149,7 @@ impl Tensor {
         match &self.data {
             Data::Raw(bytes) => bytes.len(),
             Data::Strings(strings) => strings.iter().map(Bytes::len).sum(),
+            Data::Lazy(lazy) => lazy.len(),
         }
     }
 
@@ -84,7 +158,8 @@ impl Tensor {
         fn each<const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> i64) -> Vec<i64> {
             bytes.as_chunks::<N>().0.iter().map(|&chunk| read(chunk)).collect()
         }
-        let bytes = self.bytes();
+        let bytes = self.load()?.ok()?;
+        let bytes = bytes.as_ref();
         Some(match self.dtype {
             DType::Bool | DType::U8 => each::<1>(bytes, |b| i64::from(b[0])),
             DType::I8 => each::<1>(bytes, |b| i64::from(i8::from_le_bytes(b))),
@@ -103,7 +178,8 @@ impl Tensor {
         fn each<const N: usize>(bytes: &[u8], read: impl Fn([u8; N]) -> f64) -> Vec<f64> {
             bytes.as_chunks::<N>().0.iter().map(|&chunk| read(chunk)).collect()
         }
-        let bytes = self.bytes();
+        let bytes = self.load()?.ok()?;
+        let bytes = bytes.as_ref();
         Some(match self.dtype {
             DType::F32 => each(bytes, |b| f64::from(f32::from_le_bytes(b))),
             DType::F64 => each(bytes, f64::from_le_bytes),

@@ -30,15 +30,16 @@ fn check(graph: &Graph, outer: &[&Graph]) -> Result<(), Error> {
                 }
             }
             Def::Const(tensor) => {
-                if let (Data::Raw(bytes), Some(needed)) = (&tensor.data, tensor.dtype.bytes_for(tensor.len()))
-                    && bytes.len() != needed
+                if !matches!(tensor.data, Data::Strings(_))
+                    && let Some(needed) = tensor.dtype.bytes_for(tensor.len())
+                    && tensor.stored_bytes() != needed
                 {
                     return Err(Error::Size {
                         name: value.name.clone(),
                         dtype: tensor.dtype,
                         dims: tensor.dims.clone(),
                         needed,
-                        found: bytes.len(),
+                        found: tensor.stored_bytes(),
                     });
                 }
             }

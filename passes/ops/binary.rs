@@ -221,11 +221,11 @@ fn variadic(
 }
 
 fn min<T: Real>(a: T, b: T) -> T {
-    if a < b || a.partial_cmp(&a).is_none() { a } else { b }
+    if a < b || a.is_nan() { a } else { b }
 }
 
 fn max<T: Real>(a: T, b: T) -> T {
-    if a > b || a.partial_cmp(&a).is_none() { a } else { b }
+    if a > b || a.is_nan() { a } else { b }
 }
 
 fn refuse_zero_divisor(call: &Call<'_>) -> Result<(), OpError> {

@@ -1,6 +1,6 @@
 //! Numpy broadcasting, in one place.
 
-use mbqc_kernels::pool::Pool;
+use mbqc_kernels::Pool;
 
 use super::OpError;
 use crate::array::{Array, Buf};
@@ -107,27 +107,6 @@ pub(super) fn fill_blocks<T: Copy + Default + Send>(
         each(0, &mut out);
     } else {
         pool.for_each_chunk(&mut out, per_chunk * block, |i, part| each(i * per_chunk, part));
-    }
-    out
-}
-
-/// `f(i)` for every row of `width` elements of a value of `len` elements.
-pub(super) fn rows<T: Copy + Default + Send>(
-    pool: &Pool,
-    len: usize,
-    width: usize,
-    f: impl Fn(usize) -> T + Sync,
-) -> Vec<T> {
-    let count = len.checked_div(width).unwrap_or(0);
-    let per_chunk = (CHUNK / width.max(1)).max(1);
-    let mut out = vec![T::default(); count];
-    let each = |first: usize, part: &mut [T]| {
-        part.iter_mut().enumerate().for_each(|(i, out)| *out = f(first + i));
-    };
-    if len < 4 * CHUNK {
-        each(0, &mut out);
-    } else {
-        pool.for_each_chunk(&mut out, per_chunk, |i, part| each(i * per_chunk, part));
     }
     out
 }

@@ -1,36 +1,17 @@
 //! The machine types that operators compute in: floats in `f32` or `f64`, whole numbers in `i64`.
 
 use std::borrow::Cow;
-use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 use std::sync::Arc;
+
+use mbqc_kernels::Float;
 
 use super::{Call, OpError};
 use crate::array::{Array, ArrayError, Buf, Compute};
 use crate::ir::DType;
 
 /// A float carrier.
-pub(super) trait Real:
-    Copy
-    + Default
-    + PartialOrd
-    + Send
-    + Sync
-    + Add<Output = Self>
-    + Sub<Output = Self>
-    + Mul<Output = Self>
-    + Div<Output = Self>
-    + Neg<Output = Self>
-    + AddAssign
-    + 'static
-{
-    const ZERO: Self;
-    const ONE: Self;
-    const LOWEST: Self;
-    /// The nearest number of this type.
-    fn of(value: f64) -> Self;
-    fn exp(self) -> Self;
+pub(super) trait Real: Float {
     fn ln(self) -> Self;
-    fn sqrt(self) -> Self;
     /// The elements of a float array, converted where they are carried in the other type.
     fn read(array: &Array) -> Result<Cow<'_, [Self]>, OpError>;
     /// The buffer that holds these elements.
@@ -40,20 +21,8 @@ pub(super) trait Real:
 macro_rules! real {
     ($type:ty, $own:ident, $other:ident) => {
         impl Real for $type {
-            const ZERO: Self = 0.0;
-            const ONE: Self = 1.0;
-            const LOWEST: Self = <$type>::NEG_INFINITY;
-            fn of(value: f64) -> Self {
-                value as $type
-            }
-            fn exp(self) -> Self {
-                self.exp()
-            }
             fn ln(self) -> Self {
                 self.ln()
-            }
-            fn sqrt(self) -> Self {
-                self.sqrt()
             }
             fn read(array: &Array) -> Result<Cow<'_, [Self]>, OpError> {
                 match &array.buf {

@@ -1,7 +1,8 @@
 //! Convolutions, as matrix products over patches.
 
+use mbqc_kernels::dense::{Accumulate, Mat, gemm};
+
 use super::carrier::{Outputs, Real, by_precision, floats};
-use super::product::{Accumulate, Mat, gemm};
 use super::rules::{Gradients, gradient, only_first, wanted};
 use super::{Call, Flow, Input, OpDef, OpError, Sample, SampleAttr, Vjp, VjpCall, broadcast};
 use crate::ir::{Attr, Node};

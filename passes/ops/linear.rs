@@ -1,9 +1,9 @@
 //! Matrix products.
 
-use mbqc_kernels::pool::Pool;
+use mbqc_kernels::Pool;
+use mbqc_kernels::dense::{Accumulate, Mat, gemm};
 
 use super::carrier::{Outputs, Real, by_precision, floats, ints, read_ints};
-use super::product::{Accumulate, Mat, gemm};
 use super::rules::{Gradients, gradient, unsqueeze, wanted};
 use super::{Call, Flow, FlowCall, Input, OpDef, OpError, Rows, Sample, SampleAttr, Vjp, VjpCall, broadcast};
 use crate::array::Array;
@@ -193,7 +193,7 @@ fn full_product<T: Real>(call: &Call<'_>) -> Outputs {
         return Err(OpError::Shape(format!("Gemm of shapes {:?} and {:?}, which are not matrices", a.shape, b.shape)));
     }
     let (alpha, beta) = (call.node.float("alpha", 1.0), call.node.float("beta", 1.0));
-    let (alpha, beta) = (T::of(f64::from(alpha)), T::of(f64::from(beta)));
+    let (alpha, beta) = (T::from_f64(f64::from(alpha)), T::from_f64(f64::from(beta)));
     let (shape, mut y) = product(call.pool, (&a.shape, &T::read(a)?), (&b.shape, &T::read(b)?), transposes(call.node))?;
     if let Some(c) = call.optional(2) {
         if broadcast::shape(&[&c.shape, &shape])? != shape {

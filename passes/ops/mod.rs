@@ -11,6 +11,7 @@ mod cast;
 mod compare;
 mod concat;
 mod conv;
+mod einsum;
 mod expand;
 mod gather;
 mod generate;
@@ -20,7 +21,7 @@ mod layout;
 mod linear;
 mod norm;
 mod pad;
-mod product;
+mod quantized;
 mod reduce;
 mod reshape;
 mod resize;
@@ -34,7 +35,7 @@ mod softmax;
 mod transpose;
 mod unary;
 
-use mbqc_kernels::pool::Pool;
+use mbqc_kernels::Pool;
 
 use crate::array::{Array, ArrayError, Compute};
 use crate::ir::{Attr, Node};
@@ -331,6 +332,7 @@ pub const OPS: &[&[OpDef]] = &[
     norm::ROWS,
     linear::ROWS,
     conv::ROWS,
+    einsum::ROWS,
     grad::ROWS,
     concat::ROWS,
     expand::ROWS,
@@ -340,6 +342,7 @@ pub const OPS: &[&[OpDef]] = &[
     pad::ROWS,
     reshape::ROWS,
     resize::ROWS,
+    quantized::ROWS,
     scatter::ROWS,
     select::ROWS,
     shape_of::ROWS,

@@ -1,5 +1,7 @@
 //! Normalisation by mean and variance.
 
+use mbqc_kernels::dense;
+
 use super::carrier::{Outputs, Real, axis, by_precision, floats, fold};
 use super::rules::{Gradients, flatten, gradient, reduce, unflatten, wanted};
 use super::{Call, Flow, FlowCall, Input, OpDef, OpError, Rows, Sample, SampleAttr, Vjp, VjpCall, broadcast};
@@ -26,7 +28,7 @@ const LAYER_NORM: OpDef = OpDef {
         Sample::new("two axes from the back", &[X, Input::positive(&[3, 4])])
             .attrs(&[("axis", SampleAttr::Int(-2))])
             .grads(&[0, 1]),
-        Sample::new("all outputs", &[X, GAIN, Input::uniform(&[4])]).outputs(3).grads(&[0]),
+        Sample::new("all outputs", &[X, GAIN, Input::uniform(&[4])]).outputs(3),
         Sample::new("empty", &[Input::uniform(&[0, 4]), GAIN]),
     ],
 };
@@ -122,61 +124,41 @@ fn layer_norm<T: Real>(call: &Call<'_>, centre: Centre) -> Outputs {
     let first = axis(call.node.int("axis", -1), x.rank())?;
     let trailing = &x.shape[first..];
     let width: usize = trailing.iter().product();
-    let epsilon = T::of(f64::from(call.node.float("epsilon", EPSILON)));
+    let epsilon = T::from_f64(f64::from(call.node.float("epsilon", EPSILON)));
     let data = T::read(x)?;
     let full = |array: &Array| broadcast::expand(call.pool, array, trailing);
     let gain = full(gain)?;
     let gain = T::read(&gain)?;
     let bias = call.optional(2).map(full).transpose()?;
     let bias = bias.as_ref().map(T::read).transpose()?;
-    let wide = T::of(width as f64);
-
-    let moments: Vec<(T, T)> = broadcast::rows(call.pool, data.len(), width, |row| {
-        let x = &data[row * width..][..width];
-        let mean = match centre {
-            Centre::Mean => fold(x, T::ZERO, |a, b| a + b) / wide,
-            Centre::Zero => T::ZERO,
-        };
-        let mut lanes = [T::ZERO; 8];
-        let (chunks, rest) = x.as_chunks::<8>();
-        for chunk in chunks {
-            for (lane, &value) in lanes.iter_mut().zip(chunk) {
-                *lane += (value - mean) * (value - mean);
-            }
-        }
-        let mut sum = lanes.into_iter().fold(T::ZERO, |a, b| a + b);
-        for &value in rest {
-            sum += (value - mean) * (value - mean);
-        }
-        (mean, T::ONE / (sum / wide + epsilon).sqrt())
-    });
-    let out = broadcast::fill_blocks(call.pool, data.len(), width.max(1), |row, out: &mut [T]| {
-        let x = &data[row * width..][..width];
-        let (mean, scale) = moments[row];
-        match &bias {
-            Some(bias) => {
-                for (((out, &x), &gain), &bias) in out.iter_mut().zip(x).zip(gain.iter()).zip(bias.iter()) {
-                    *out = (x - mean) * scale * gain + bias;
-                }
-            }
-            None => {
-                for ((out, &x), &gain) in out.iter_mut().zip(x).zip(gain.iter()) {
-                    *out = (x - mean) * scale * gain;
-                }
-            }
-        }
+    let row = |at: usize| &data[at * width..][..width];
+    let out = broadcast::fill_blocks(call.pool, data.len(), width.max(1), |at, out: &mut [T]| match centre {
+        Centre::Mean => dense::layer_norm(row(at), &gain, bias.as_deref(), epsilon, out),
+        Centre::Zero => dense::rms_norm(row(at), &gain, epsilon, out),
     });
     let mut outputs = vec![floats(x.dtype, x.shape.clone(), out)];
     if call.node.outputs.len() > 1 {
         let mut shape = x.shape.clone();
         shape[first..].fill(1);
-        let (mean, scale): (Vec<T>, Vec<T>) = moments.into_iter().unzip();
+        let count = data.len().checked_div(width).unwrap_or(0);
+        let (mean, scale): (Vec<T>, Vec<T>) = (0..count).map(|at| moments(row(at), centre, epsilon)).unzip();
         if centre == Centre::Mean {
             outputs.push(floats(DType::F32, shape.clone(), mean));
         }
         outputs.push(floats(DType::F32, shape, scale));
     }
     Ok(outputs)
+}
+
+/// What a row is measured from, and one over its deviation from there.
+fn moments<T: Real>(x: &[T], centre: Centre, epsilon: T) -> (T, T) {
+    let count = T::from_f64(x.len() as f64);
+    let mean = match centre {
+        Centre::Mean => fold(x, T::ZERO, |a, b| a + b) / count,
+        Centre::Zero => T::ZERO,
+    };
+    let squares: T = x.iter().map(|&x| (x - mean) * (x - mean)).sum();
+    (mean, T::ONE / (squares / count + epsilon).sqrt())
 }
 
 /// The axes that are normalised, as what they are on concrete shapes.
@@ -256,7 +238,7 @@ fn batch_norm<T: Real>(call: &Call<'_>) -> Outputs {
         Err(OpError::Shape(format!("input {slot} has {} elements for {channels} channels", values.len())))
     };
     let (gain, bias, mean, variance) = (per_channel(1)?, per_channel(2)?, per_channel(3)?, per_channel(4)?);
-    let epsilon = T::of(f64::from(call.node.float("epsilon", EPSILON)));
+    let epsilon = T::from_f64(f64::from(call.node.float("epsilon", EPSILON)));
     let mut out = T::read(x)?.into_owned();
     let inner: usize = x.shape[2..].iter().product();
     for (at, plane) in out.chunks_exact_mut(inner.max(1)).enumerate() {

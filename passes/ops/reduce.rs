@@ -301,20 +301,20 @@ fn means<T: Real>(x: &Array, folding: &Folding<'_>) -> Result<Buf, OpError> {
         let values: Vec<i64> = values.into_iter().map(|v| v / (count.max(1) as i64)).collect();
         return Ok(ints(x.dtype, [values.len()], values).buf);
     }
-    let count = T::of(count as f64);
+    let count = T::from_f64(count as f64);
     let mut values = folding.fold(&T::read(x)?, T::ZERO, |a, b| a + b);
     values.iter_mut().for_each(|v| *v = *v / count);
     Ok(T::buf(values))
 }
 
 fn largest<T: Real>(x: &Array, folding: &Folding<'_>) -> Result<Buf, OpError> {
-    let f = |a: T, b: T| if a > b || a.partial_cmp(&a).is_none() { a } else { b };
-    either(x, folding, (T::LOWEST, f), (i64::MIN, i64::max))
+    let f = |a: T, b: T| if a > b || a.is_nan() { a } else { b };
+    either(x, folding, (T::NEG_INFINITY, f), (i64::MIN, i64::max))
 }
 
 fn smallest<T: Real>(x: &Array, folding: &Folding<'_>) -> Result<Buf, OpError> {
-    let f = |a: T, b: T| if a < b || a.partial_cmp(&a).is_none() { a } else { b };
-    either(x, folding, (-T::LOWEST, f), (i64::MAX, i64::min))
+    let f = |a: T, b: T| if a < b || a.is_nan() { a } else { b };
+    either(x, folding, (-T::NEG_INFINITY, f), (i64::MAX, i64::min))
 }
 
 fn products<T: Real>(x: &Array, folding: &Folding<'_>) -> Result<Buf, OpError> {

@@ -2,6 +2,8 @@
 //!
 //! Before operator set 13 all axes from `axis` on are normalised together; since then `axis` alone is.
 
+use mbqc_kernels::dense;
+
 use super::carrier::{Outputs, Real, axis, by_precision, floats, fold};
 use super::rules::{Gradients, flatten, gradient, only_first, reduce, unflatten};
 use super::{Call, Flow, FlowCall, Input, OpDef, OpError, Rows, Sample, SampleAttr, Vjp, VjpCall, broadcast};
@@ -85,18 +87,12 @@ fn normalise<T: Real>(call: &Call<'_>, f: fn(&[T], &mut [T])) -> Outputs {
 }
 
 fn largest<T: Real>(x: &[T]) -> T {
-    fold(x, T::LOWEST, |a, b| if a > b { a } else { b })
+    fold(x, T::NEG_INFINITY, |a, b| if a > b { a } else { b })
 }
 
 fn softmax<T: Real>(x: &[T], out: &mut [T]) {
-    let top = largest(x);
-    for (out, &x) in out.iter_mut().zip(x) {
-        *out = (x - top).exp();
-    }
-    let scale = T::ONE / fold(out, T::ZERO, |a, b| a + b);
-    for out in out {
-        *out = *out * scale;
-    }
+    out.copy_from_slice(x);
+    dense::softmax(out, x.len());
 }
 
 fn log_softmax<T: Real>(x: &[T], out: &mut [T]) {

@@ -150,7 +150,7 @@ const FLOOR: OpDef = op(
     "The largest whole number that is not larger.",
     |c| map(c, f32::floor, f64::floor),
     Vjp::Zero,
-    &[FLOATS, TIES, EMPTY],
+    &[FLOATS_ONLY, TIES, EMPTY],
 );
 
 const CEIL: OpDef = op(
@@ -158,7 +158,7 @@ const CEIL: OpDef = op(
     "The smallest whole number that is not smaller.",
     |c| map(c, f32::ceil, f64::ceil),
     Vjp::Zero,
-    &[FLOATS, TIES, EMPTY],
+    &[FLOATS_ONLY, TIES, EMPTY],
 );
 
 const ROUND: OpDef = op(
@@ -166,11 +166,11 @@ const ROUND: OpDef = op(
     "The nearest whole number, ties to even.",
     |c| map(c, f32::round_ties_even, f64::round_ties_even),
     Vjp::Zero,
-    &[FLOATS, TIES, EMPTY],
+    &[FLOATS_ONLY, TIES, EMPTY],
 );
 
 const SIGN: OpDef =
-    op("Sign", "-1, 0 or 1.", |c| numbers(c, sign, sign, i64::signum), Vjp::Zero, &[FLOATS, TIES, INTS, EMPTY]);
+    op("Sign", "-1, 0 or 1.", |c| numbers(c, sign, sign, i64::signum), Vjp::Zero, &[FLOATS_ONLY, TIES, INTS, EMPTY]);
 
 const RELU: OpDef = op(
     "Relu",
@@ -340,7 +340,7 @@ const GELU_CUBIC: f64 = 0.044_715;
 
 fn gelu_tanh<T: Real>(x: T) -> T {
     // 0.5 (1 + tanh u) = sigmoid(2 u)
-    let u = T::of(GELU_SCALE) * (x + T::of(GELU_CUBIC) * x * x * x);
+    let u = T::from_f64(GELU_SCALE) * (x + T::from_f64(GELU_CUBIC) * x * x * x);
     x * sigmoid(u + u)
 }
 
@@ -449,6 +449,6 @@ fn test<T: Real>(call: &Call<'_>, f: impl Fn(T) -> bool + Sync) -> Outputs {
 fn is_inf<T: Real>(call: &Call<'_>) -> Outputs {
     let positive = call.node.int("detect_positive", 1) != 0;
     let negative = call.node.int("detect_negative", 1) != 0;
-    let infinity = -T::LOWEST;
+    let infinity = -T::NEG_INFINITY;
     test::<T>(call, |x| (positive && x == infinity) || (negative && x == -infinity))
 }

@@ -1,0 +1,7 @@
+//! The generic tests of the op table: every row is evaluated against an independent witness, differentiated against
+//! finite differences, and its token rows are followed by changing one token at a time.
+
+mod eval;
+mod flow;
+mod samples;
+mod vjp;

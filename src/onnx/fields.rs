@@ -1,0 +1,33 @@
+// This file is @generated from onnx.proto by tests/onnx_schema.rs.
+pub(super) const ROOT: usize = 9;
+pub(super) type Fields = &'static [(u32, Option<usize>)];
+pub(super) const MESSAGES: &[(&str, Fields)] = &[
+    ("AttributeProto", &[(1, None), (2, None), (3, None), (4, None), (5, Some(14)), (6, Some(13)), (7, None), (8, None), (9, None), (10, Some(14)), (11, Some(13)), (13, None), (14, Some(19)), (15, Some(19)), (20, None), (21, None), (22, Some(16)), (23, Some(16)), ]),
+    ("ValueInfoProto", &[(1, None), (2, Some(19)), (3, None), (4, Some(11)), ]),
+    ("NodeProto", &[(1, None), (2, None), (3, None), (4, None), (5, Some(0)), (6, None), (7, None), (8, None), (9, Some(11)), (10, Some(4)), ]),
+    ("IntIntListEntryProto", &[(1, None), (2, None), ]),
+    ("NodeDeviceConfigurationProto", &[(1, None), (2, Some(5)), (3, None), ]),
+    ("ShardingSpecProto", &[(1, None), (2, None), (3, Some(3)), (4, Some(6)), ]),
+    ("ShardedDimProto", &[(1, None), (2, Some(7)), ]),
+    ("SimpleShardedDimProto", &[(1, None), (2, None), (3, None), ]),
+    ("TrainingInfoProto", &[(1, Some(13)), (2, Some(13)), (3, Some(11)), (4, Some(11)), ]),
+    ("ModelProto", &[(1, None), (2, None), (3, None), (4, None), (5, None), (6, None), (7, Some(13)), (8, Some(26)), (14, Some(11)), (20, Some(8)), (25, Some(27)), (26, Some(10)), ]),
+    ("DeviceConfigurationProto", &[(1, None), (2, None), (3, None), ]),
+    ("StringStringEntryProto", &[(1, None), (2, None), ]),
+    ("TensorAnnotation", &[(1, None), (2, Some(11)), ]),
+    ("GraphProto", &[(1, Some(2)), (2, None), (5, Some(14)), (10, None), (11, Some(1)), (12, Some(1)), (13, Some(1)), (14, Some(12)), (15, Some(16)), (16, Some(11)), ]),
+    ("TensorProto", &[(1, None), (2, None), (3, Some(15)), (4, None), (5, None), (6, None), (7, None), (8, None), (9, None), (10, None), (11, None), (12, None), (13, Some(11)), (14, None), (16, Some(11)), ]),
+    ("TensorProto.Segment", &[(1, None), (2, None), ]),
+    ("SparseTensorProto", &[(1, Some(14)), (2, Some(14)), (3, None), ]),
+    ("TensorShapeProto", &[(1, Some(18)), ]),
+    ("TensorShapeProto.Dimension", &[(1, None), (2, None), (3, None), ]),
+    ("TypeProto", &[(1, Some(20)), (4, Some(21)), (5, Some(22)), (6, None), (7, Some(25)), (8, Some(24)), (9, Some(23)), ]),
+    ("TypeProto.Tensor", &[(1, None), (2, Some(17)), ]),
+    ("TypeProto.Sequence", &[(1, Some(19)), ]),
+    ("TypeProto.Map", &[(1, None), (2, Some(19)), ]),
+    ("TypeProto.Optional", &[(1, Some(19)), ]),
+    ("TypeProto.SparseTensor", &[(1, None), (2, Some(17)), ]),
+    ("TypeProto.Opaque", &[(1, None), (2, None), ]),
+    ("OperatorSetIdProto", &[(1, None), (2, None), ]),
+    ("FunctionProto", &[(1, None), (4, None), (5, None), (6, None), (7, Some(2)), (8, None), (9, Some(26)), (10, None), (11, Some(0)), (12, Some(1)), (13, None), (14, Some(11)), ]),
+];

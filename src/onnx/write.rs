@@ -1,0 +1,229 @@
+//! From a model to files.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use mbqc_passes::ir::{Lazy, Model};
+use prost::Message;
+use tempfile::{Builder, NamedTempFile};
+
+use super::emit::Emitter;
+use super::map::Rope;
+use super::place::{Layout, Payload, Placement};
+use super::read::InputFile;
+use super::{Error, Source};
+
+/// How a model is written.
+#[derive(Clone, Copy, Debug)]
+pub struct WriteOptions {
+    /// Where weights go.
+    pub placement: Placement,
+    /// Payloads with fewer bytes stay inside the model file.
+    pub threshold: usize,
+}
+
+impl Default for WriteOptions {
+    fn default() -> WriteOptions {
+        WriteOptions { placement: Placement::Auto, threshold: 1024 }
+    }
+}
+
+/// The files that were written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// The model.
+    pub model: PathBuf,
+    /// Its size in bytes.
+    pub model_bytes: u64,
+    /// The data file beside it, if it has one.
+    pub data: Option<PathBuf>,
+    /// Its size in bytes.
+    pub data_bytes: u64,
+}
+
+/// Protobuf implementations refuse messages beyond this.
+const MESSAGE_LIMIT: usize = i32::MAX as usize;
+
+/// Bytes handed to the system at a time.
+const CHUNK: usize = 8 << 20;
+
+/// Writes a model to `path`, with its data file `<stem>.onnx.data` beside it if it has one.
+///
+/// `source` is the file the model was read from: whatever is unchanged since then is given back as it was, and a model
+/// nobody touched gives the same bytes. Payloads are copied from map to file piece by piece; those made on demand are
+/// made one after the other and dropped. Both files appear under their names only when they are complete.
+pub fn write(source: Option<&Source>, model: &Model, path: &Path, options: &WriteOptions) -> Result<Written, Error> {
+    let data_path = data_path(path)?;
+    if let Some(source) = source {
+        check_inputs(source, path, &data_path)?;
+    }
+    let failed =
+        |doing: &'static str, file: &Path, source: io::Error| Error::Write { file: file.to_owned(), doing, source };
+    let location = data_path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    let beside = source.is_some_and(|source| !source.data.is_empty());
+    let layout = Layout::new(model, options.placement, options.threshold, location, beside)
+        .map_err(|error| failed("laying out the payloads", path, error))?;
+    let mut emitter = Emitter::new(path, source.map(|source| &source.proto), layout);
+    let proto = emitter.model(model)?;
+    let (layout, changed) = (emitter.layout, emitter.changed);
+    let bytes = proto.encoded_len();
+    if bytes > MESSAGE_LIMIT {
+        return Err(Error::TooLarge { file: path.to_owned(), bytes, limit: MESSAGE_LIMIT });
+    }
+    let pieces = match source.filter(|_| !changed) {
+        Some(source) => vec![source.file.bytes.clone()],
+        None => {
+            let mut rope = Rope::default();
+            // A rope takes any length, so encoding cannot fail.
+            let encoded = proto.encode(&mut rope);
+            encoded.map_err(|error| failed("encoding", path, io::Error::other(error)))?;
+            rope.into_pieces()
+        }
+    };
+    drop(proto);
+
+    let mut data = None;
+    for blob in layout.blobs() {
+        let data = match &mut data {
+            Some(data) => data,
+            none => none.insert(Output::begin(&data_path)?),
+        };
+        data.pad_to(blob.offset)?;
+        match &blob.data {
+            Payload::Ready(bytes) => data.put(bytes)?,
+            Payload::Lazy(lazy) => data.put(&made(path, &blob.tensor, lazy)?)?,
+        }
+    }
+    let mut main = Output::begin(path)?;
+    for piece in &pieces {
+        match layout.filling(piece) {
+            Some((tensor, lazy)) => main.put(&made(path, tensor, lazy)?)?,
+            None => main.put(piece)?,
+        }
+    }
+    let (model_bytes, data_bytes) = (main.written, data.as_ref().map_or(0, |data| data.written));
+    main.sync()?;
+    let has_data = data.is_some();
+    let data_is_new = has_data && !data_path.exists();
+    if let Some(data) = data {
+        data.sync()?;
+        data.publish()?;
+    }
+    if let Err(error) = main.publish() {
+        if data_is_new {
+            // The error that matters is the one being reported.
+            let _ = fs::remove_file(&data_path);
+        }
+        return Err(error);
+    }
+    Ok(Written { model: path.to_owned(), model_bytes, data: has_data.then_some(data_path), data_bytes })
+}
+
+fn made(file: &Path, tensor: &str, lazy: &Lazy) -> Result<Bytes, Error> {
+    lazy.produce().map_err(|reason| Error::Payload { file: file.to_owned(), tensor: tensor.to_owned(), reason })
+}
+
+/// The data file of a model written to `path`.
+fn data_path(path: &Path) -> Result<PathBuf, Error> {
+    match path.file_stem().and_then(|stem| stem.to_str()) {
+        Some(stem) if !path.is_dir() => Ok(path.with_file_name(format!("{stem}.onnx.data"))),
+        _ => Err(Error::Output {
+            file: path.to_owned(),
+            reason: "found a folder or a name that is not text, expected the name of a model file".to_owned(),
+        }),
+    }
+}
+
+/// Refuses to write over a file that the model is read from, and to read from files that changed.
+fn check_inputs(source: &Source, path: &Path, data_path: &Path) -> Result<(), Error> {
+    let refuse = |file: &Path, reason: &str| Err(Error::Output { file: file.to_owned(), reason: reason.to_owned() });
+    for input in std::iter::once(&source.file).chain(&source.data) {
+        for output in [path, data_path] {
+            if is_same(&input.path, output) {
+                return refuse(output, "is an input of this run and would be overwritten; choose another output name");
+            }
+        }
+        if input.is_changed() {
+            return refuse(&input.path, "changed on disk since it was read; read the model again");
+        }
+    }
+    Ok(())
+}
+
+fn is_same(a: &Path, b: &Path) -> bool {
+    match (fs::canonicalize(a), fs::canonicalize(b)) {
+        (Ok(a), Ok(b)) => a == b,
+        _ => false,
+    }
+}
+
+impl InputFile {
+    fn is_changed(&self) -> bool {
+        let Some(then) = self.modified else { return false };
+        fs::metadata(&self.path).is_ok_and(|now| {
+            now.len() != self.bytes.len() as u64 || now.modified().is_ok_and(|modified| modified != then)
+        })
+    }
+}
+
+/// A file on its way: under a temporary name until it is complete. Dropped before that, it is gone.
+struct Output<'a> {
+    path: &'a Path,
+    file: NamedTempFile,
+    written: u64,
+}
+
+impl<'a> Output<'a> {
+    fn begin(path: &'a Path) -> Result<Output<'a>, Error> {
+        let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut builder = Builder::new();
+        builder.prefix(".mbqc-").suffix(".part");
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let file = builder.tempfile_in(folder);
+        let file = file.map_err(|source| Error::Write { file: path.to_owned(), doing: "creating it", source })?;
+        Ok(Output { path, file, written: 0 })
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        for chunk in bytes.chunks(CHUNK) {
+            self.file.write_all(chunk).map_err(|source| self.error("writing", source))?;
+        }
+        self.written += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn pad_to(&mut self, offset: u64) -> Result<(), Error> {
+        while self.written < offset {
+            let gap = usize::try_from(offset - self.written).unwrap_or(usize::MAX).min(ZEROS.len());
+            self.put(&ZEROS[..gap])?;
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), Error> {
+        self.file.as_file().sync_all().map_err(|source| self.error("flushing it to disk", source))
+    }
+
+    /// Gives the file its name.
+    fn publish(self) -> Result<(), Error> {
+        let folder = self.path.parent().map(Path::to_owned);
+        let path = self.path;
+        let renamed = self.file.persist(path);
+        let fail = |source| Error::Write { file: path.to_owned(), doing: "giving it its name", source };
+        renamed.map_err(|error| fail(error.error))?;
+        if let Some(folder) = folder.filter(|folder| !folder.as_os_str().is_empty()) {
+            // Some file systems cannot flush a folder; the data itself is on disk.
+            let _ = fs::File::open(folder).and_then(|folder| folder.sync_all());
+        }
+        Ok(())
+    }
+
+    fn error(&self, doing: &'static str, source: io::Error) -> Error {
+        Error::Write { file: self.path.to_owned(), doing, source }
+    }
+}
+
+const ZEROS: [u8; 4096] = [0; 4096];
