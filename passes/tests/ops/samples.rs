@@ -104,7 +104,7 @@ pub(crate) fn model(op: &OpDef, sample: &Sample) -> Model {
         inputs: names,
         outputs: outputs.clone(),
         attrs: sample.attrs.iter().map(|(name, attr)| ((*name).to_owned(), attr.to_attr())).collect(),
-        metadata: Vec::new(),
+        ..NewNode::default()
     };
     builder.node(spec, None).expect("sample outputs have names of their own");
     for output in &outputs {
