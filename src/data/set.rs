@@ -154,7 +154,7 @@ mod tests {
     use mbqc_passes::ir::DType;
 
     use super::super::npz::Packing;
-    use super::super::{Class, MaskShift};
+    use super::super::{Class, MaskShift, Processor};
     use super::*;
 
     fn ints(shape: &[usize], values: &[i64]) -> Npy {
@@ -245,15 +245,16 @@ mod tests {
         assert!(message(&[]).contains("no sample"));
     }
 
-    /// The sample set lies beside the sources in some checkouts; elsewhere there is nothing to open.
+    /// The sample set and its model lie beside the sources in some checkouts; elsewhere there is nothing to open.
     #[test]
     fn sample_set() {
         let root = std::env::var_os("MBQC_SHARED").map(PathBuf::from);
-        let root = root.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"));
-        let path = root.join("testbed/calib.npz");
+        let root = root.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared")).join("testbed");
+        let path = root.join("calib.npz");
         if !path.exists() {
             return;
         }
+        let processor = Processor::of_folder(&root.join("hf/pocket-vlm")).unwrap().unwrap();
         let set = Set::open(&path).unwrap();
         assert_eq!(set.len(), 128);
         for sample in set.samples() {
@@ -265,6 +266,13 @@ mod tests {
             assert_eq!(rows.iter().filter(|&&row| row == Class::Answer).count(), sample.supervised());
             assert_eq!(sample.arrays["images"].stored_bytes(), 128 * 128 * 3);
             assert!(sample.kind.is_some());
+            let bytes = sample.arrays["images"].to_i64s().unwrap();
+            let pixels = processor.pixel_values(&sample.arrays["images"]).unwrap();
+            assert_eq!(pixels.shape, [1, 3, 128, 128]);
+            for (at, &found) in pixels.as_f32().unwrap().iter().enumerate() {
+                let expected = bytes[at % 16384 * 3 + at / 16384] as f64 / 127.5 - 1.0;
+                assert!((f64::from(found) - expected).abs() < 1e-6, "single precision: {found} {expected}");
+            }
         }
     }
 }
