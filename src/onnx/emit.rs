@@ -381,8 +381,8 @@ impl<'a> Emitter<'a> {
         let listed: HashSet<&str> = source.iter().map(ValueInfoProto::name).collect();
         for (_, value) in graph.values() {
             let name = value.name.as_str();
-            let is_new = matches!(value.def, Def::Node(..)) && !listed.contains(name) && !ends.contains(name);
-            if is_new && matches!(value.ty, Some(Type::Tensor(..))) && declared.types.get(name) != value.ty.as_ref() {
+            let is_new = matches!(value.ty, Some(Type::Tensor(..))) && declared.types.get(name) != value.ty.as_ref();
+            if is_new && !listed.contains(name) && !ends.contains(name) {
                 infos.push(self.info(value, None, declared));
             }
         }
