@@ -70,7 +70,8 @@ fn strings(tensor: &Tensor) -> &[bytes::Bytes] {
 
 fn nodes(ga: &Graph, a: &Node, gb: &Graph, b: &Node) -> Option<String> {
     let head = |g: &Graph, n: &Node| {
-        let names = |ids: &[Option<ValueId>]| ids.iter().map(|id| id.map(|id| g.name(id).to_owned())).collect::<Vec<_>>();
+        let names =
+            |ids: &[Option<ValueId>]| ids.iter().map(|id| id.map(|id| g.name(id).to_owned())).collect::<Vec<_>>();
         format!("{} {} {} {} {:?} {:?}", n.name, n.domain, n.op, n.overload, names(&n.inputs), names(&n.outputs))
     };
     differs("node", head(ga, a), head(gb, b)).or_else(|| attributes(&a.attrs, &b.attrs))
@@ -79,7 +80,8 @@ fn nodes(ga: &Graph, a: &Node, gb: &Graph, b: &Node) -> Option<String> {
 fn attributes(a: &[(String, Attr)], b: &[(String, Attr)]) -> Option<String> {
     differs("number of attributes", a.len(), b.len()).or_else(|| {
         a.iter().zip(b).find_map(|((name, x), (other, y))| {
-            differs("attribute", name, other).or_else(|| attribute(x, y).then(|| format!("attribute `{name}`: {x:?} and {y:?}")))
+            differs("attribute", name, other)
+                .or_else(|| attribute(x, y).then(|| format!("attribute `{name}`: {x:?} and {y:?}")))
         })
     })
 }
@@ -90,7 +92,9 @@ fn attribute(a: &Attr, b: &Attr) -> bool {
         (Attr::Tensor(a), Attr::Tensor(b)) => !tensors(a, b),
         (Attr::Tensors(a), Attr::Tensors(b)) => a.len() != b.len() || a.iter().zip(b).any(|(a, b)| !tensors(a, b)),
         (Attr::Graph(a), Attr::Graph(b)) => graphs(a, b).is_some(),
-        (Attr::Graphs(a), Attr::Graphs(b)) => a.len() != b.len() || a.iter().zip(b).any(|(a, b)| graphs(a, b).is_some()),
+        (Attr::Graphs(a), Attr::Graphs(b)) => {
+            a.len() != b.len() || a.iter().zip(b).any(|(a, b)| graphs(a, b).is_some())
+        }
         (Attr::Float(a), Attr::Float(b)) => a.to_bits() != b.to_bits(),
         (a, b) => a != b,
     }

@@ -13,7 +13,8 @@ pub(crate) fn summary(model: &ModelProto) -> Vec<String> {
     let mut lines = Vec::new();
     graph(&model.graph, &mut lines);
     for function in &model.functions {
-        lines.push(format!("function {} {} {:?} {:?}", function.domain, function.name, function.input, function.output));
+        lines
+            .push(format!("function {} {} {:?} {:?}", function.domain, function.name, function.input, function.output));
         function.node.iter().for_each(|n| node(n, &mut lines));
     }
     lines
@@ -38,9 +39,10 @@ fn attribute(attr: &AttributeProto, lines: &mut Vec<String>) {
 }
 
 fn tensor(tensor: &TensorProto, lines: &mut Vec<String>) {
-    let sum = tensor.raw_data.iter().fold(0xcbf2_9ce4_8422_2325u64, |hash, &byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let sum = tensor
+        .raw_data
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325u64, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     let typed = (&tensor.float_data, &tensor.int32_data, &tensor.int64_data, &tensor.string_data);
     lines.push(format!("  {} {} {:?} {sum:016x} {typed:?}", tensor.name, tensor.data_type, tensor.dims));
 }

@@ -228,7 +228,7 @@ fn described(scan: &mut Scanner<'_>, dtype: DType, dims: Vec<usize>, count: usiz
 }
 
 /// The generator behind `"seed"`: SplitMix64 (Steele, Lea and Flood, 2014) whose first state is the seed. A float is
-/// `(2 k + 1) / 2^24 - 1` for the upper 23 bits `k` of a draw: uniform in (-1, 1), exact in single precision. A byte is
+/// `(2 k + 1) / 2^23 - 1` for the upper 23 bits `k` of a draw: uniform in (-1, 1), exact in single precision. A byte is
 /// the upper 8 bits of a draw.
 struct SplitMix(u64);
 
@@ -243,6 +243,6 @@ impl SplitMix {
 
     fn unit(&mut self) -> f32 {
         let k = (self.next() >> 41) as u32;
-        (2 * k + 1) as f32 / 16_777_216.0 - 1.0
+        (2 * k + 1) as f32 / 8_388_608.0 - 1.0
     }
 }
