@@ -18,8 +18,9 @@
 //! - Elements of 16-bit and 8-bit floats are written as the whole number with the same bits, as ONNX has it; where a
 //!   number has a decimal point or an exponent, [`parse`] rounds it to the type. Types of less than a byte are written
 //!   as the bytes they are packed in; a list with one number per element is packed by [`parse`].
-//! - `["seed": "7"]` as the value of a constant makes pseudo-random elements: see [`literal`](self) in the source for
-//!   the generator. `["seed": "7", "scale": "0.1"]` multiplies them.
+//! - `["seed": "7"]` as the value of a constant makes pseudo-random elements with SplitMix64 whose first state is the
+//!   seed: floats `(2 k + 1) / 2^23 - 1` for the upper 23 bits `k` of a draw, which are uniform in (-1, 1); types of up
+//!   to 8 bits from the upper 8 bits. `["seed": "7", "scale": "0.1"]` multiplies the floats.
 //! - A constant of which the text holds the digest only comes back as one that cannot be loaded.
 //!
 //! Beyond ONNX's parser, for what its syntax has no words for: quoted names of subgraphs and attributes, quoted parts

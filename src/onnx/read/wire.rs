@@ -3,8 +3,8 @@
 
 use std::path::Path;
 
-use super::Error;
-use super::fields::{MESSAGES, ROOT};
+use crate::onnx::Error;
+use crate::onnx::fields::{MESSAGES, ROOT};
 
 /// Messages nested deeper than this are refused by the decoder too.
 const DEPTH: usize = 100;
