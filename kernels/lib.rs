@@ -1,3 +1,39 @@
-//! Numbers only.
+//! Numbers only: formats, packing, reference kernels and dense operations, all on plain slices.
+//!
+//! There is no graph, no file and no protobuf here. The laws of the crate:
+//!
+//! 1. **Rounding happens in [`affine`] and nowhere else.** Everything that packs, unpacks or multiplies works on codes
+//!    that [`affine`] made.
+//! 2. **Order is `rows, k, n`**: tokens, input channels, output channels. A weight is `[n, k]`, row-major; its groups run
+//!    along `k`.
+//! 3. **Stored bytes never depend on the device.** A kernel may rearrange what it reads, never what is written.
+//! 4. **Results do not depend on the number of threads.** Work is cut by shape alone, sums have a fixed order, and the
+//!    sum over `k` is never cut into pieces that go to different threads.
+//! 5. **What is stored is not trusted.** `unpack` and the kernels answer wrong lengths and impossible zero points with an
+//!    [`Error`], never with a panic.
+//!
+//! `unsafe` is denied in the whole workspace and lifted, with its reason, where this crate needs it.
 
-pub mod pool;
+#[macro_use]
+mod multiversion;
+
+pub mod affine;
+mod blocks;
+pub mod dense;
+mod error;
+mod format;
+mod matmul_nbits;
+mod pool;
+mod product;
+mod spec;
+mod w2;
+mod w3;
+mod w4;
+mod w8;
+
+pub use dense::float::Float;
+pub use error::Error;
+pub use format::{FORMATS, Format, Kernel, Packed, Run, Scales, Schema, Stored};
+pub use pool::Pool;
+pub use spec::{GROUPS, Spec};
+pub use w3::thirds_to_nibbles;

@@ -19,7 +19,11 @@
 //! 8. **Every weight-bearing node is in the plan or has a `Skipped` with its reason.** Nothing is left out silently.
 
 pub mod array;
+pub mod facts;
 pub mod ir;
+pub mod method;
 pub mod ops;
+pub mod plan;
 pub mod rewrite;
 pub mod run;
+pub mod weights;

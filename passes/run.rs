@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use mbqc_kernels::pool::Pool;
+use mbqc_kernels::Pool;
 
 use crate::array::{Array, ArrayError, Compute};
 use crate::ir::{Attr, Def, Graph, Model, Node, NodeId, ValueId, walk};

@@ -1,3 +1,17 @@
-//! mbqc.
+//! mbqc compiles exported vision-language models to low-bit ONNX graphs.
+//!
+//! The crate holds what touches the world: files ([`onnx`], [`data`]), the command line ([`cli`], [`commands`]), reports.
+//! The compiler itself is `mbqc_passes`, its arithmetic `mbqc_kernels`; [`pipeline`] puts them together.
 
+pub mod calibration;
+pub mod cli;
+pub mod commands;
+pub mod data;
+mod error;
+pub mod folder;
 pub mod onnx;
+pub mod pipeline;
+pub mod report;
+pub mod stamp;
+
+pub use error::Error;

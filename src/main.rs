@@ -1,2 +1,42 @@
-//! mbqc.
-fn main() {}
+//! The command line program: parse, run, print the error chain once, exit code.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use mbqc::cli::{Cli, Command};
+use mbqc::{Error, commands, pipeline};
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            let mut source = std::error::Error::source(&error);
+            while let Some(cause) = source {
+                eprintln!("  caused by: {cause}");
+                source = cause.source();
+            }
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<(), Error> {
+    match cli.command {
+        None => pipeline::main_job(&cli.compile),
+        Some(Command::Apply { model, plan, output, emit, common }) => {
+            commands::apply(&model, &plan, &output, &emit, &common)
+        }
+        Some(Command::Inspect { model, text, diff, calib, image_token_id, common }) => {
+            commands::inspect(&model, text, diff.as_deref(), calib.as_deref(), image_token_id, &common)
+        }
+        Some(Command::Verify { fp, quantized, data, samples, image_token_id, logits, common }) => {
+            let what = commands::VerifyRequest { fp, quantized, data, samples, image_token_id, logits };
+            commands::verify(&what, &common)
+        }
+        Some(Command::Run { model, inputs, outputs, common }) => commands::run(&model, &inputs, &outputs, &common),
+        Some(Command::Bake { model, output, common }) => commands::bake(&model, &output, &common),
+        Some(Command::List { what }) => commands::list(what),
+        Some(Command::Explain { name }) => commands::explain(&name),
+    }
+}

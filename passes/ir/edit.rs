@@ -81,6 +81,8 @@ pub enum Edit {
     AddOutput(String),
     /// Keeps only these graph outputs, in this order.
     KeepOutputs(Vec<String>),
+    /// Removes a value, if nobody reads it, and with it whatever only it needed. A name that is not there is no error.
+    DropUnread(String),
     /// Removes every node without effect on the outputs, then every constant nobody reads.
     Prune,
 }
@@ -166,6 +168,7 @@ impl Graph {
                     .map(|name| self.find(&name).ok_or(Error::Undefined(name)))
                     .collect::<Result<_, _>>()?;
             }
+            Edit::DropUnread(name) => self.drop_unread(&name),
             Edit::Prune => self.prune(),
         }
         Ok(())
@@ -195,6 +198,30 @@ impl Graph {
     fn drop_value(&mut self, id: ValueId) {
         if let Some(value) = self.values[id.0 as usize].take() {
             self.names.remove(&value.name);
+        }
+    }
+
+    fn drop_unread(&mut self, name: &str) {
+        let mut names = vec![name.to_owned()];
+        while let Some(name) = names.pop() {
+            let Some(id) = self.find(&name) else { continue };
+            if self.uses().count(id) > 0 {
+                continue;
+            }
+            match self.value(id).def {
+                Def::Const(_) | Def::Outer => {
+                    self.inputs.retain(|&input| input != id);
+                    self.drop_value(id);
+                }
+                Def::Input => {}
+                Def::Node(node, _) => {
+                    let inputs: Vec<String> =
+                        self.node(node).inputs.iter().flatten().map(|v| self.name(*v).to_owned()).collect();
+                    if self.remove_node(node).is_ok() {
+                        names.extend(inputs);
+                    }
+                }
+            }
         }
     }
 

@@ -4,7 +4,38 @@
 //! nowhere else. Generic tests walk the list: `eval` against onnxruntime, `vjp` against finite differences, `flow` by
 //! changing vision rows only.
 
-use mbqc_kernels::pool::Pool;
+mod binary;
+mod broadcast;
+mod carrier;
+mod cast;
+mod compare;
+mod concat;
+mod conv;
+mod expand;
+mod gather;
+mod generate;
+mod grad;
+mod grad_index;
+mod layout;
+mod linear;
+mod norm;
+mod pad;
+mod product;
+mod quantized;
+mod reduce;
+mod reshape;
+mod resize;
+mod rules;
+mod sample;
+mod scatter;
+mod select;
+mod shape_of;
+mod slice;
+mod softmax;
+mod transpose;
+mod unary;
+
+use mbqc_kernels::Pool;
 
 use crate::array::{Array, ArrayError, Compute};
 use crate::ir::{Attr, Node};
@@ -112,6 +143,22 @@ impl Rows {
         None
     }
 
+    /// The same rows, if elements that lie `stride` apart in runs of `len` belong to one token each; for operators that
+    /// mix such runs.
+    pub fn apart(self, len: usize, stride: usize) -> Option<Rows> {
+        let (mixed, period) = (len * stride, self.inner * self.len);
+        let inside = mixed > 0 && self.inner.is_multiple_of(mixed);
+        let outside = period > 0 && stride.is_multiple_of(period);
+        (len == 1 || inside || outside).then_some(self)
+    }
+
+    /// The rows of the value in which such a run has become a single element.
+    pub fn without_axis(self, len: usize, stride: usize) -> Option<Rows> {
+        let rows = self.apart(len, stride)?;
+        let inside = len * stride > 0 && self.inner.is_multiple_of(len * stride);
+        Some(if inside { Rows { inner: self.inner / len, ..rows } } else { rows })
+    }
+
     /// The rows of a value of this shape whose tokens lie along `axis`.
     pub fn along(space: Space, shape: &[usize], axis: usize) -> Rows {
         Rows { space, len: shape[axis], inner: shape[axis + 1..].iter().product() }
@@ -142,6 +189,8 @@ pub struct FlowCall<'a> {
     pub outputs: &'a [Array],
     /// Rows of the inputs.
     pub rows: &'a [Option<Rows>],
+    /// Version of the operator set of the node's domain.
+    pub opset: i64,
 }
 
 impl FlowCall<'_> {
@@ -272,7 +321,33 @@ impl SampleAttr {
 }
 
 /// All operators, family by family.
-pub const OPS: &[&[OpDef]] = &[];
+#[rustfmt::skip]
+pub const OPS: &[&[OpDef]] = &[
+    unary::ROWS,
+    binary::ROWS,
+    compare::ROWS,
+    cast::ROWS,
+    reduce::ROWS,
+    softmax::ROWS,
+    norm::ROWS,
+    linear::ROWS,
+    conv::ROWS,
+    grad::ROWS,
+    concat::ROWS,
+    expand::ROWS,
+    gather::ROWS,
+    generate::ROWS,
+    grad_index::ROWS,
+    pad::ROWS,
+    reshape::ROWS,
+    resize::ROWS,
+    quantized::ROWS,
+    scatter::ROWS,
+    select::ROWS,
+    shape_of::ROWS,
+    slice::ROWS,
+    transpose::ROWS,
+];
 
 /// The operator with this domain and name (`ai.onnx` is the standard domain).
 pub fn find(domain: &str, name: &str) -> Option<&'static OpDef> {

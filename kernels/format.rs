@@ -1,0 +1,236 @@
+//! Weight formats: what is stored, which op carries it, what multiplies by it.
+
+use crate::affine::Codes;
+use crate::dense::convert::{self, FloatType};
+use crate::error::{Error, check_length};
+use crate::pool::Pool;
+use crate::{w2, w3, w4, w8};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use std::fmt;
+use std::ops::Range;
+
+/// Every weight format, by bits. A new one is a folder with a `const` value and a line here.
+pub const FORMATS: &[&Format] = &[&w2::FORMAT, &w3::FORMAT, &w4::FORMAT, &w8::FORMAT];
+
+/// A stored layout with its arithmetic, as a value.
+pub struct Format {
+    /// The name without group size: `w3`.
+    pub name: &'static str,
+    /// What it does, in a sentence.
+    pub about: &'static str,
+    /// Bits per code.
+    pub bits: u32,
+    /// Bits per zero point as stored; at least `bits`.
+    pub zero_point_bits: u32,
+    /// Codes to stored bytes. Panics if the codes have other bits, lengths that do not fit or a group size that is not a
+    /// multiple of 8: all of that is the caller's mistake.
+    pub pack: fn(&Codes) -> Packed,
+    /// Stored bytes to codes. Answers any bytes with codes or an error.
+    pub unpack: fn(&Stored<'_>) -> Result<Codes, Error>,
+    /// The op that carries it.
+    pub schema: Schema,
+    /// What multiplies by it; the first is the reference.
+    pub kernels: &'static [Kernel],
+}
+
+impl Format {
+    /// The fastest kernel for that many rows: the last of [`Format::kernels`] that fits them. The reference fits any.
+    pub fn kernel(&self, rows: usize) -> &'static Kernel {
+        self.kernels.iter().rfind(|kernel| (kernel.fits)(rows)).expect("the reference fits any number of rows")
+    }
+}
+
+impl fmt::Debug for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Format").field("name", &self.name).field("bits", &self.bits).finish_non_exhaustive()
+    }
+}
+
+/// The ONNX op that carries a format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Schema {
+    /// Its domain.
+    pub domain: &'static str,
+    /// Its type, unique across domains.
+    pub op: &'static str,
+    /// The version of the domain that has it.
+    pub version: i64,
+    /// Its inputs in order. Those with a `?` may be left out.
+    pub inputs: &'static [&'static str],
+    /// The value of the attribute `bits`; `None` if the op has no such attribute because its name says it. The attributes
+    /// `K`, `N`, `block_size` and `accuracy_level` are common to all.
+    pub bits: Option<i64>,
+    /// `accuracy_level` unless the user asks otherwise: 1 is f32 arithmetic, 4 allows int8 activations.
+    pub accuracy_level: i64,
+}
+
+/// The bytes that are stored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Packed {
+    /// The codes.
+    pub b: Vec<u8>,
+    /// `[n, ceil(k / group), group * bits / 8]`.
+    pub b_dims: [usize; 3],
+    /// The zero points.
+    pub zero_points: Vec<u8>,
+    /// `[n, bytes of a row]`.
+    pub zp_dims: [usize; 2],
+    /// The scales, already rounded to the type that they will be stored in.
+    pub scales: Vec<f32>,
+    /// `[n, ceil(k / group)]`.
+    pub scale_dims: [usize; 2],
+}
+
+impl Packed {
+    /// What a kernel reads, for a weight of `k` input channels and a group size of `group`.
+    pub fn stored(&self, k: usize, group: usize) -> Stored<'_> {
+        Stored {
+            n: self.b_dims[0],
+            k,
+            group,
+            b: &self.b,
+            scales: Scales::F32(&self.scales),
+            zero_points: Some(&self.zero_points),
+        }
+    }
+}
+
+/// Scales as they lie in memory or in a file.
+#[derive(Clone, Copy, Debug)]
+pub enum Scales<'a> {
+    /// In memory.
+    F32(&'a [f32]),
+    /// In memory.
+    F16(&'a [f16]),
+    /// Little-endian bytes of the type, at any address.
+    Bytes(FloatType, &'a [u8]),
+}
+
+impl<'a> Scales<'a> {
+    /// The number of scales.
+    pub fn len(&self) -> usize {
+        match self {
+            Scales::F32(scales) => scales.len(),
+            Scales::F16(scales) => scales.len(),
+            Scales::Bytes(float, bytes) => bytes.len() / float.size(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All of them, as f32.
+    pub fn to_f32(&self) -> Vec<f32> {
+        match self {
+            Scales::F32(scales) => scales.to_vec(),
+            Scales::F16(scales) => scales.to_f32_vec(),
+            Scales::Bytes(float, bytes) => {
+                let mut scales = vec![0.0; self.len()];
+                convert::convert(*float, bytes, &mut scales);
+                scales
+            }
+        }
+    }
+
+    fn slice(&self, places: Range<usize>) -> Scales<'a> {
+        match self {
+            Scales::F32(scales) => Scales::F32(&scales[places]),
+            Scales::F16(scales) => Scales::F16(&scales[places]),
+            Scales::Bytes(float, bytes) => {
+                Scales::Bytes(*float, &bytes[places.start * float.size()..places.end * float.size()])
+            }
+        }
+    }
+}
+
+/// A weight as it lies in a file or in memory: what a kernel reads. Layouts are those of [`Packed`].
+#[derive(Clone, Copy, Debug)]
+pub struct Stored<'a> {
+    /// Output channels.
+    pub n: usize,
+    /// Input channels.
+    pub k: usize,
+    /// Weights per group along k.
+    pub group: usize,
+    /// The codes.
+    pub b: &'a [u8],
+    /// `[n, ceil(k / group)]`.
+    pub scales: Scales<'a>,
+    /// The zero points; without them every zero point is `2^(bits-1)`.
+    pub zero_points: Option<&'a [u8]>,
+}
+
+impl<'a> Stored<'a> {
+    /// Groups in a row, `ceil(k / group)`.
+    pub fn groups(&self) -> usize {
+        self.k.div_ceil(self.group)
+    }
+
+    /// The same weight, output channels `rows` alone. Rows lie one after another in all three parts, so nothing is copied.
+    ///
+    /// # Panics
+    ///
+    /// If `rows` is not within `0..n`, or the parts were not checked and are too short.
+    pub fn rows(&self, rows: Range<usize>) -> Stored<'a> {
+        assert!(rows.start <= rows.end && rows.end <= self.n, "rows {rows:?} of {}", self.n);
+        let part = |length: usize| {
+            let row = length / self.n.max(1);
+            rows.start * row..rows.end * row
+        };
+        Stored {
+            n: rows.len(),
+            b: &self.b[part(self.b.len())],
+            scales: self.scales.slice(part(self.scales.len())),
+            zero_points: self.zero_points.map(|zeros| &zeros[part(zeros.len())]),
+            ..*self
+        }
+    }
+
+    /// `Ok` if the parts are as long as the shape and the format say.
+    pub(crate) fn check(&self, format: &Format) -> Result<(), Error> {
+        if self.group == 0 || !self.group.is_multiple_of(8) {
+            return Err(Error::Group { group: self.group });
+        }
+        let groups = self.groups();
+        let block = self.group / 8 * format.bits as usize;
+        check_length("the packed codes", self.b.len(), product(&[self.n, groups, block]))?;
+        check_length("the scales", self.scales.len(), product(&[self.n, groups]))?;
+        if let Some(zeros) = self.zero_points {
+            let row = product(&[groups, format.zero_point_bits as usize]).div_ceil(8);
+            check_length("the packed zero points", zeros.len(), product(&[self.n, row]))?;
+        }
+        Ok(())
+    }
+}
+
+/// The product of sizes, or a number that no slice has as its length.
+fn product(sizes: &[usize]) -> usize {
+    sizes.iter().fold(1, |product: usize, &size| product.saturating_mul(size))
+}
+
+/// The signature of a kernel: `y = x W^T + bias` with `x: [rows, k]`, `w: [n, k]` stored, `bias: [n]`, `y: [rows, n]`. The
+/// arguments are `x, rows, w, bias, y, pool`.
+///
+/// Its meaning is `y = sum_g s_g * (sum_k q * x - z_g * sum_k x)`, accumulated in f32, whatever the order.
+pub type Run = for<'a> fn(&[f32], usize, &Stored<'a>, Option<&[f32]>, &mut [f32], &Pool) -> Result<(), Error>;
+
+/// A function that multiplies by a format.
+pub struct Kernel {
+    /// Its name, unique within the format.
+    pub name: &'static str,
+    /// How it works and when it is the right one.
+    pub about: &'static str,
+    /// Whether it is made for that many rows.
+    pub fits: fn(rows: usize) -> bool,
+    /// The product.
+    pub run: Run,
+}
+
+impl fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kernel").field("name", &self.name).finish_non_exhaustive()
+    }
+}

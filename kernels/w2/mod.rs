@@ -1,0 +1,35 @@
+//! 2-bit weights as onnxruntime stores them: four to a byte.
+//!
+//! ```text
+//! byte 0: c0 c0 c1 c1 c2 c2 c3 c3   (bit 0 first)
+//! ```
+//!
+//! Applies wherever stock `MatMulNBits` runs. Layout: [`matmul_nbits`](crate::matmul_nbits).
+
+use crate::format::{Format, Kernel};
+use crate::{blocks, matmul_nbits, product};
+
+/// `w2`.
+pub(crate) static FORMAT: Format = Format {
+    name: "w2",
+    about: "2-bit weights as onnxruntime stores them: four to a byte",
+    bits: 2,
+    zero_point_bits: 2,
+    pack: |codes| blocks::pack(&FORMAT, codes, |block, out| matmul_nbits::pack_bits(2, block, out)),
+    unpack: |stored| blocks::unpack(&FORMAT, stored, |block, out| matmul_nbits::unpack_bits(2, block, out)),
+    schema: matmul_nbits::schema(2, 4),
+    kernels: &[
+        Kernel {
+            name: "reference",
+            about: product::ABOUT_REFERENCE,
+            fits: |_| true,
+            run: |x, rows, w, bias, y, _| product::reference(&FORMAT, x, rows, w, bias, y),
+        },
+        Kernel {
+            name: "panels",
+            about: product::ABOUT_PANELS,
+            fits: |_| true,
+            run: |x, rows, w, bias, y, pool| product::panels(&FORMAT, x, rows, w, bias, y, pool),
+        },
+    ],
+};

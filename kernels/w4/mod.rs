@@ -1,0 +1,35 @@
+//! 4-bit weights as onnxruntime stores them: two to a byte.
+//!
+//! ```text
+//! byte 0: c0 c0 c0 c0 c1 c1 c1 c1   (bit 0 first)
+//! ```
+//!
+//! Applies wherever stock `MatMulNBits` runs. Layout: [`matmul_nbits`](crate::matmul_nbits).
+
+use crate::format::{Format, Kernel};
+use crate::{blocks, matmul_nbits, product};
+
+/// `w4`.
+pub(crate) static FORMAT: Format = Format {
+    name: "w4",
+    about: "4-bit weights as onnxruntime stores them: two to a byte",
+    bits: 4,
+    zero_point_bits: 4,
+    pack: |codes| blocks::pack(&FORMAT, codes, |block, out| matmul_nbits::pack_bits(4, block, out)),
+    unpack: |stored| blocks::unpack(&FORMAT, stored, |block, out| matmul_nbits::unpack_bits(4, block, out)),
+    schema: matmul_nbits::schema(4, 1),
+    kernels: &[
+        Kernel {
+            name: "reference",
+            about: product::ABOUT_REFERENCE,
+            fits: |_| true,
+            run: |x, rows, w, bias, y, _| product::reference(&FORMAT, x, rows, w, bias, y),
+        },
+        Kernel {
+            name: "panels",
+            about: product::ABOUT_PANELS,
+            fits: |_| true,
+            run: |x, rows, w, bias, y, pool| product::panels(&FORMAT, x, rows, w, bias, y, pool),
+        },
+    ],
+};

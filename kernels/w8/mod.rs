@@ -1,0 +1,35 @@
+//! 8-bit weights as onnxruntime stores them: one to a byte.
+//!
+//! ```text
+//! byte 0: c0 c0 c0 c0 c0 c0 c0 c0   (bit 0 first)
+//! ```
+//!
+//! Applies wherever stock `MatMulNBits` runs. Layout: [`matmul_nbits`](crate::matmul_nbits).
+
+use crate::format::{Format, Kernel};
+use crate::{blocks, matmul_nbits, product};
+
+/// `w8`.
+pub(crate) static FORMAT: Format = Format {
+    name: "w8",
+    about: "8-bit weights as onnxruntime stores them: one to a byte",
+    bits: 8,
+    zero_point_bits: 8,
+    pack: |codes| blocks::pack(&FORMAT, codes, |block, out| matmul_nbits::pack_bits(8, block, out)),
+    unpack: |stored| blocks::unpack(&FORMAT, stored, |block, out| matmul_nbits::unpack_bits(8, block, out)),
+    schema: matmul_nbits::schema(8, 4),
+    kernels: &[
+        Kernel {
+            name: "reference",
+            about: product::ABOUT_REFERENCE,
+            fits: |_| true,
+            run: |x, rows, w, bias, y, _| product::reference(&FORMAT, x, rows, w, bias, y),
+        },
+        Kernel {
+            name: "panels",
+            about: product::ABOUT_PANELS,
+            fits: |_| true,
+            run: |x, rows, w, bias, y, pool| product::panels(&FORMAT, x, rows, w, bias, y, pool),
+        },
+    ],
+};

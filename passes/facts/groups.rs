@@ -1,0 +1,435 @@
+//! Groups: the sites that read one value, the producer that can absorb the inverse of their equalisation scale, and
+//! the value at which their error is judged.
+//!
+//! Everything is read from dataflow; no layer or class names are looked at.
+
+use std::collections::HashMap;
+
+use petgraph::algo::dominators;
+use petgraph::graph::{DiGraph, NodeIndex};
+use petgraph::visit::Reversed;
+
+use crate::ir::{Def, Graph, NodeId, Uses, ValueId, walk};
+
+use super::sites::{Form, Site, Survey};
+
+/// What lies on the way from a group to its judging point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// A Softmax or Attention.
+    Attention,
+    /// Neither.
+    Mlp,
+}
+
+/// Sites of the main graph that read one value.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// Indices into [`Survey::sites`].
+    pub sites: Vec<usize>,
+    /// The value they read (behind views that keep the channels apart).
+    pub input: ValueId,
+    /// Input channels.
+    pub k: usize,
+    /// Who absorbs 1/s, or why nobody can.
+    pub fold: Result<Fold, String>,
+    /// Where the error is judged.
+    pub judge: ValueId,
+    /// Attention or MLP.
+    pub kind: Kind,
+}
+
+/// Constants that are divided by s, with the axis that runs over the group's input channels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fold {
+    /// What absorbs: a gain, a norm, a linear layer; for the report.
+    pub producer: String,
+    /// The constants, by name.
+    pub divided: Vec<Divided>,
+    /// The index of the site whose rows are divided, when the producer is one.
+    pub site: Option<usize>,
+}
+
+/// One constant that a fold divides.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Divided {
+    /// Name of the constant.
+    pub constant: String,
+    /// The node that reads it on this way.
+    pub node: NodeId,
+    /// Input slot of that node.
+    pub slot: usize,
+    /// The axis over channels.
+    pub axis: usize,
+}
+
+/// Groups of the main graph, in topological order. `outputs` are the outputs that matter (logits); others, such as
+/// caches, play no part in judging.
+pub fn groups(graph: &Graph, survey: &Survey, outputs: &[ValueId]) -> Result<Vec<Group>, crate::ir::Error> {
+    let view = View::of(graph, survey, outputs)?;
+    let mut by_root: Vec<(ValueId, Vec<usize>)> = Vec::new();
+    for (index, site) in survey.sites.iter().enumerate().filter(|(_, site)| site.path.is_empty()) {
+        let root = view.root(site);
+        match by_root.iter_mut().find(|(other, sites)| *other == root && survey.sites[sites[0]].k == site.k) {
+            Some((_, sites)) => sites.push(index),
+            None => by_root.push((root, vec![index])),
+        }
+    }
+    let mut found = Vec::with_capacity(by_root.len());
+    for (input, sites) in by_root {
+        let (judge, kind) = view.judge(&sites, input);
+        let k = survey.sites[sites[0]].k;
+        let fold = view.fold(input, k, &sites);
+        found.push(Group { sites, input, k, fold, judge, kind });
+    }
+    // Groups judged at one value are of one kind: the o projection belongs to attention although no Softmax lies
+    // behind it.
+    let attention: Vec<ValueId> = found.iter().filter(|g| g.kind == Kind::Attention).map(|g| g.judge).collect();
+    for group in &mut found {
+        if attention.contains(&group.judge) {
+            group.kind = Kind::Attention;
+        }
+    }
+    Ok(found)
+}
+
+struct View<'a> {
+    graph: &'a Graph,
+    survey: &'a Survey,
+    uses: Uses,
+    /// Site index by node.
+    site_of: HashMap<NodeId, usize>,
+    /// Nodes that the outputs need.
+    needed: Vec<bool>,
+    /// The needed nodes, with one more vertex behind all outputs.
+    flow: DiGraph<Option<NodeId>, ()>,
+    vertex: Vec<Option<NodeIndex>>,
+    /// Dominators of the reversed graph, from the vertex behind all outputs.
+    behind: dominators::Dominators<NodeIndex>,
+}
+
+/// What stands between two linear layers and keeps channels apart.
+const VIEWS: &[&str] = &["Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast", "Dropout"];
+
+impl<'a> View<'a> {
+    fn of(graph: &'a Graph, survey: &'a Survey, outputs: &[ValueId]) -> Result<View<'a>, crate::ir::Error> {
+        let values = walk::ancestors_of(graph, outputs);
+        let mut needed = vec![false; graph.node_bound()];
+        let mut flow = DiGraph::new();
+        let mut vertex = vec![None; graph.node_bound()];
+        for (id, node) in graph.nodes() {
+            if node.outputs.iter().flatten().any(|v| values[v.0 as usize]) {
+                needed[id.0 as usize] = true;
+                vertex[id.0 as usize] = Some(flow.add_node(Some(id)));
+            }
+        }
+        let sink = flow.add_node(None);
+        for (id, node) in graph.nodes() {
+            let Some(to) = vertex[id.0 as usize] else { continue };
+            for (producer, _) in node.inputs.iter().flatten().filter_map(|v| graph.producer(*v)) {
+                if let Some(from) = vertex[producer.0 as usize] {
+                    flow.add_edge(from, to, ());
+                }
+            }
+            if node.outputs.iter().flatten().any(|v| outputs.contains(v)) {
+                flow.add_edge(to, sink, ());
+            }
+        }
+        let main = survey.sites.iter().enumerate().filter(|(_, s)| s.path.is_empty());
+        let site_of = main.map(|(index, site)| (site.node, index)).collect();
+        let behind = dominators::simple_fast(Reversed(&flow), sink);
+        Ok(View { graph, survey, uses: graph.uses(), site_of, needed, flow, vertex, behind })
+    }
+
+    /// The value behind views of the site's input, as long as the views keep the last axis.
+    fn root(&self, site: &Site) -> ValueId {
+        let mut value = site.x;
+        while let Some((producer, _)) = self.graph.producer(value) {
+            let node = self.graph.node(producer);
+            let keeps_channels = match node.op.as_str() {
+                "Identity" | "Cast" | "Dropout" => true,
+                "Reshape" => self.last_of_shape(node.input(1)) == Some(site.k as i64),
+                "Flatten" => false,
+                _ => false,
+            };
+            match node.input(0).filter(|_| keeps_channels && node.domain.is_empty()) {
+                Some(before) if self.last_dim_can_be(before, site.k) => value = before,
+                _ => break,
+            }
+        }
+        value
+    }
+
+    fn last_of_shape(&self, shape: Option<ValueId>) -> Option<i64> {
+        let shape = shape?;
+        if let Some(tensor) = self.graph.constant(shape) {
+            return tensor.to_i64()?.last().copied();
+        }
+        // A shape that is put together from pieces: look at the last piece.
+        let (producer, _) = self.graph.producer(shape)?;
+        let node = self.graph.node(producer);
+        match node.op.as_str() {
+            "Concat" => self.last_of_shape(node.inputs.last().copied().flatten()),
+            "Constant" => match node.attr("value") {
+                Some(crate::ir::Attr::Tensor(tensor)) => tensor.to_i64()?.last().copied(),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// Whether a value's last dimension may be `k`, as far as its producer or declared type tells.
+    fn last_dim_can_be(&self, value: ValueId, k: usize) -> bool {
+        use crate::ir::{Dim, Type};
+        if let Some(Type::Tensor(_, Some(dims))) = &self.graph.value(value).ty {
+            return dims.last() == Some(&Dim::Size(k));
+        }
+        let Some((producer, _)) = self.graph.producer(value) else { return false };
+        let node = self.graph.node(producer);
+        match node.op.as_str() {
+            "LayerNormalization" | "RMSNormalization" | "SimplifiedLayerNormalization" => {
+                node.input(1).and_then(|v| self.graph.constant(v)).is_some_and(|t| t.len() == k)
+            }
+            "Mul" | "Add" => node.inputs.iter().flatten().any(|v| self.row_constant(*v, k)),
+            _ => false,
+        }
+    }
+
+    fn row_constant(&self, value: ValueId, k: usize) -> bool {
+        self.graph.constant(value).is_some_and(|t| t.dtype.is_float() && t.len() == k && t.dims.last() == Some(&k))
+    }
+
+    // --- judging -------------------------------------------------------------------------------------------------
+
+    /// The judging point of a group, and what lies on the way there.
+    fn judge(&self, sites: &[usize], input: ValueId) -> (ValueId, Kind) {
+        let outs: Vec<ValueId> = sites.iter().map(|&s| self.survey.sites[s].out).collect();
+        let reached = walk::reached_from(self.graph, &outs).unwrap_or_default();
+        let mut at = match outs[..] {
+            [only] => only,
+            _ => match self.common_post_dominator(&outs) {
+                Some(value) => value,
+                None => outs[0],
+            },
+        };
+        let mut moved = outs.len() > 1;
+        loop {
+            let producer = self.graph.producer(at).map(|(node, _)| node);
+            let linear = producer.and_then(|node| self.linear_output(node));
+            if moved && linear.is_some_and(|(_, index)| !sites.contains(&index)) {
+                at = linear.map_or(at, |(out, _)| out);
+                break;
+            }
+            if self.enters_residual(at, &reached) {
+                break;
+            }
+            match self.common_post_dominator(&[at]) {
+                Some(next) if next != at => at = next,
+                _ => break,
+            }
+            moved = true;
+        }
+        (at, if self.softmax_between(input, at) { Kind::Attention } else { Kind::Mlp })
+    }
+
+    /// If `node` is a site or the bias `Add` of one: the output after the bias, and the site.
+    fn linear_output(&self, node: NodeId) -> Option<(ValueId, usize)> {
+        if let Some(&index) = self.site_of.get(&node) {
+            return Some((self.survey.sites[index].out, index));
+        }
+        let found = self.survey.sites.iter().enumerate().find(|(_, s)| s.bias.as_ref().is_some_and(|b| b.node == node));
+        found.filter(|(_, s)| s.path.is_empty()).map(|(index, site)| (site.out, index))
+    }
+
+    /// True when a reader of `value` adds it to something that does not come from the group: a residual connection.
+    fn enters_residual(&self, value: ValueId, reached: &[bool]) -> bool {
+        self.uses.of(value).iter().any(|&(reader, slot)| {
+            let node = self.graph.node(reader);
+            let add = (node.is("Add") || node.op.starts_with("Skip")) && self.needed[reader.0 as usize];
+            add && node.inputs.iter().enumerate().any(|(other, input)| {
+                other != slot
+                    && input.is_some_and(|v| !reached[v.0 as usize] && self.graph.constant(v).is_none())
+                    && (node.is("Add") || other < 2)
+            })
+        })
+    }
+
+    /// The first value through which everything from `values` to the outputs passes.
+    fn common_post_dominator(&self, values: &[ValueId]) -> Option<ValueId> {
+        let mut chains = values.iter().map(|&value| {
+            let readers = self.uses.of(value).iter().map(|(node, _)| *node);
+            let mut common: Option<Vec<NodeIndex>> = None;
+            for reader in readers.filter(|node| self.needed[node.0 as usize]) {
+                let vertex = self.vertex[reader.0 as usize]?;
+                let chain: Vec<NodeIndex> = self.behind.dominators(vertex)?.collect();
+                common = Some(match common {
+                    None => chain,
+                    Some(before) => before.into_iter().filter(|v| chain.contains(v)).collect(),
+                });
+            }
+            common
+        });
+        let first = chains.next()??;
+        let mut common = first;
+        for chain in chains {
+            let chain = chain?;
+            common.retain(|v| chain.contains(v));
+        }
+        let node = self.flow[*common.first()?]?;
+        self.graph.node(node).output(0)
+    }
+
+    fn softmax_between(&self, from: ValueId, to: ValueId) -> bool {
+        let Ok(reached) = walk::reached_from(self.graph, &[from]) else { return false };
+        let needed = walk::ancestors_of(self.graph, &[to]);
+        self.graph.nodes().any(|(_, node)| {
+            let attends =
+                matches!(node.op.as_str(), "Softmax" | "Attention" | "GroupQueryAttention" | "MultiHeadAttention");
+            attends && node.outputs.iter().flatten().any(|v| reached[v.0 as usize] && needed[v.0 as usize])
+        })
+    }
+
+    // --- folding -------------------------------------------------------------------------------------------------
+
+    fn fold(&self, input: ValueId, k: usize, sites: &[usize]) -> Result<Fold, String> {
+        for &index in sites {
+            let site = &self.survey.sites[index];
+            let shared = self.uses.find_weight(self.graph, &site.weight.name) > 1;
+            if shared {
+                return Err(format!("weight `{}` is shared with another node", site.weight.name));
+            }
+        }
+        self.only_read_by(input, sites)?;
+        self.absorb(input, k, 0)
+    }
+
+    /// Every reader of `value`, through views, is a site of the group.
+    fn only_read_by(&self, value: ValueId, sites: &[usize]) -> Result<(), String> {
+        if self.uses.is_output(value) {
+            return Err(format!("`{}` is a graph output", self.graph.name(value)));
+        }
+        for (reader, _) in self.uses.of(value) {
+            if self.site_of.get(reader).is_some_and(|index| sites.contains(index)) {
+                continue;
+            }
+            let node = self.graph.node(*reader);
+            match node.output(0).filter(|_| VIEWS.contains(&node.op.as_str())) {
+                Some(next) => self.only_read_by(next, sites)?,
+                None if node.is("Shape") => {}
+                None => {
+                    return Err(format!(
+                        "`{}` is also read by {} `{}`",
+                        self.graph.name(value),
+                        node.op,
+                        self.graph.label(*reader)
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Who can divide the last axis of `value`, which only the group reads.
+    fn absorb(&self, value: ValueId, k: usize, depth: usize) -> Result<Fold, String> {
+        let Some((producer, slot)) = self.graph.producer(value) else {
+            return Err(format!("`{}` is an input or a constant", self.graph.name(value)));
+        };
+        let node = self.graph.node(producer);
+        let label = || format!("{} `{}`", node.op, self.graph.label(producer));
+        let divided = |slot: usize| -> Option<Divided> {
+            let value = node.input(slot)?;
+            self.row_constant(value, k).then(|| Divided {
+                constant: self.graph.name(value).to_owned(),
+                node: producer,
+                slot,
+                axis: self.graph.constant(value).map_or(0, |t| t.dims.len() - 1),
+            })
+        };
+        if depth > 8 || slot != 0 {
+            return Err(format!("no producer found before {}", label()));
+        }
+        match node.op.as_str() {
+            "Identity" | "Cast" | "Dropout" => self.step(node.input(0), k, depth),
+            "LayerNormalization" | "RMSNormalization" | "SimplifiedLayerNormalization" => {
+                let gain = divided(1).ok_or_else(|| format!("{} has no constant gain of length {k}", label()))?;
+                let mut all = vec![gain];
+                if let Some(bias) = node.input(2) {
+                    all.push(divided(2).ok_or_else(|| {
+                        format!("the bias `{}` of {} is not a constant of length {k}", self.graph.name(bias), label())
+                    })?);
+                }
+                Ok(Fold { producer: label(), divided: all, site: None })
+            }
+            "Mul" | "Div" => {
+                if let Some(gain) = divided(1) {
+                    if node.op == "Mul" {
+                        return Ok(Fold { producer: label(), divided: vec![gain], site: None });
+                    }
+                } else if let (true, Some(gain)) = (node.op == "Mul", divided(0)) {
+                    return Ok(Fold { producer: label(), divided: vec![gain], site: None });
+                }
+                if node.op == "Div" {
+                    return self.step(node.input(0), k, depth);
+                }
+                // A product of two computed values: either factor may absorb. The second is tried first, because
+                // exporters write silu(gate) * up.
+                let second = self.step(node.input(1), k, depth);
+                second.or_else(|_| self.step(node.input(0), k, depth))
+            }
+            "Add" => {
+                let constant = [0, 1].into_iter().find_map(|slot| divided(slot).map(|d| (slot, d)));
+                let (slot, bias) = constant.ok_or_else(|| format!("{} adds two computed values", label()))?;
+                let mut fold = self.step(node.input(1 - slot), k, depth)?;
+                fold.divided.push(bias);
+                Ok(fold)
+            }
+            "MatMul" | "Gemm" => self.absorb_in_site(producer, k),
+            _ => Err(format!("{} cannot absorb a scale per channel", label())),
+        }
+    }
+
+    fn absorb_in_site(&self, producer: NodeId, k: usize) -> Result<Fold, String> {
+        let label = self.graph.label(producer);
+        let Some(&index) = self.site_of.get(&producer) else {
+            return Err(format!("`{label}` is not a layer with a constant weight"));
+        };
+        let site = &self.survey.sites[index];
+        if site.n != k || site.form == Form::Left {
+            return Err(format!("`{label}` has {} output channels, not {k}", site.n));
+        }
+        if self.uses.find_weight(self.graph, &site.weight.name) > 1 {
+            return Err(format!("weight `{}` of `{label}` is shared with another node", site.weight.name));
+        }
+        let slot = self.graph.node(producer).inputs.iter().position(|v| *v != Some(site.x)).unwrap_or(1);
+        let axis = usize::from(!site.weight.rows_are_outputs);
+        let mut divided = vec![Divided { constant: site.weight.name.clone(), node: producer, slot, axis }];
+        if let Form::Gemm { c: Some(c), .. } = site.form {
+            if !self.row_constant(c, k) {
+                return Err(format!("the third input of Gemm `{label}` is not a constant of length {k}"));
+            }
+            let axis = self.graph.constant(c).map_or(0, |t| t.dims.len() - 1);
+            divided.push(Divided { constant: self.graph.name(c).to_owned(), node: producer, slot: 2, axis });
+        }
+        Ok(Fold { producer: format!("linear `{}`", site.name), divided, site: Some(index) })
+    }
+
+    /// One step back: the value must have no other reader.
+    fn step(&self, value: Option<ValueId>, k: usize, depth: usize) -> Result<Fold, String> {
+        let value = value.ok_or("an input is absent")?;
+        if self.uses.count(value) != 1 {
+            return Err(format!("`{}` has other readers", self.graph.name(value)));
+        }
+        self.absorb(value, k, depth + 1)
+    }
+}
+
+impl Uses {
+    /// Readers of the constant with this name.
+    fn find_weight(&self, graph: &Graph, name: &str) -> usize {
+        match graph.find(name).map(|v| (v, &graph.value(v).def)) {
+            Some((value, Def::Const(_) | Def::Node(..))) => self.count(value),
+            _ => 0,
+        }
+    }
+}

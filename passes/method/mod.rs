@@ -1,0 +1,176 @@
+//! Methods: one choice on each axis. All of them run through one driver ([`driver`]).
+
+mod candidates;
+pub mod driver;
+pub mod measure;
+mod stream;
+
+pub use driver::{Prepared, Request, decide};
+pub use measure::{CalibrationSample, Samples, Sensitivity};
+
+use crate::plan::RangeRule;
+
+/// How much a token row counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rows {
+    /// All rows alike, padding left out.
+    Uniform,
+    /// Answer rows 1, vision rows rho, others 0 (MBQ).
+    Modality,
+}
+
+/// What is tried before rounding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transforms {
+    /// Nothing.
+    Identity,
+    /// `s = max(m^t, 1e-4)`, normalised by the geometric mean of its extremes, for 20 exponents t = 0, 0.05 .. 0.95,
+    /// with m the mean |x| per channel (AWQ, section 3 of its reference code; MBQ keeps it).
+    Ladder,
+}
+
+/// How an error at the judging point is summed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judge {
+    /// Not at all: nothing is searched.
+    None,
+    /// Sum of squares.
+    Squared,
+    /// Sum of absolute values.
+    Absolute,
+}
+
+/// How weights become codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Round {
+    /// To nearest.
+    Nearest,
+    /// To nearest, in a range that is searched per group of weights without data.
+    RangeSearch,
+}
+
+/// Which rows count as answer rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MaskShift {
+    /// Rows whose logits are supervised: row `t` when token `t + 1` is an answer token. The row before the first answer
+    /// token is in, the last answer token, which predicts nothing, is out.
+    #[default]
+    Shifted,
+    /// Rows that carry an answer token (reference code).
+    Unshifted,
+}
+
+/// Lower bound of rho.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Floor {
+    /// The ratio as measured.
+    None,
+    /// Median over all layers of a kind (reference code).
+    Median,
+    /// Median over the layers of a kind that vision rows can reach.
+    MedianLive,
+}
+
+/// A method: one choice on each axis, and the switches that set the paper and its code apart.
+#[derive(Clone, Debug)]
+pub struct Method {
+    /// Name on the command line.
+    pub name: &'static str,
+    /// What it does, when to use it, and where it comes from.
+    pub about: &'static str,
+    /// How much a row counts.
+    pub rows: Rows,
+    /// What is tried.
+    pub transforms: Transforms,
+    /// How errors are summed.
+    pub judge: Judge,
+    /// How weights become codes.
+    pub round: Round,
+    /// Which rows are answer rows.
+    pub shift: MaskShift,
+    /// Lower bound of rho.
+    pub floor: Floor,
+    /// Range rule of the rounding.
+    pub range: RangeRule,
+    /// True to round scales to their stored type and to judge producers as stored; false reproduces the reference code,
+    /// which keeps everything in f32.
+    pub as_stored: bool,
+}
+
+impl Method {
+    /// True when calibration data is needed.
+    pub fn needs_data(&self) -> bool {
+        self.judge != Judge::None
+    }
+
+    /// True when gradients are needed.
+    pub fn needs_gradients(&self) -> bool {
+        self.rows == Rows::Modality && self.needs_data()
+    }
+}
+
+const PLAIN: Method = Method {
+    name: "rtn",
+    about: "Round to nearest, nothing searched; no data needed. The baseline every other method starts from.",
+    rows: Rows::Uniform,
+    transforms: Transforms::Identity,
+    judge: Judge::None,
+    round: Round::Nearest,
+    shift: MaskShift::Shifted,
+    floor: Floor::None,
+    range: RangeRule::IncludeZero,
+    as_stored: true,
+};
+
+/// All methods.
+pub const METHODS: &[Method] = &[
+    PLAIN,
+    Method {
+        name: "range",
+        about: "Round to nearest in a range that is searched for every group of weights so that the weight error \
+                (power 2.4) is smallest; no data needed. What a bare command does without calibration data.",
+        round: Round::RangeSearch,
+        range: RangeRule::Search,
+        ..PLAIN
+    },
+    Method {
+        name: "awq",
+        about: "Activation-aware equalisation (AWQ, MLSys 2024): 20 exponents on mean |x|, squared error of the \
+                module's output over all tokens alike.",
+        transforms: Transforms::Ladder,
+        judge: Judge::Squared,
+        ..PLAIN
+    },
+    Method {
+        name: "mbq",
+        about: "Modality-balanced equalisation (MBQ, CVPR 2025): the same ladder, judged by the absolute error of the \
+                answer rows plus rho times that of the vision rows, rho from gradients of the answer cross-entropy. \
+                Answer rows are those whose logits are supervised; rho is bounded below by the median over the layers \
+                that vision rows can reach.",
+        rows: Rows::Modality,
+        transforms: Transforms::Ladder,
+        judge: Judge::Absolute,
+        floor: Floor::MedianLive,
+        ..PLAIN
+    },
+    Method {
+        name: "mbq-ref",
+        about: "MBQ as its reference code computes it: answer rows unshifted, median over all layers, ranges not \
+                extended to zero, everything in f32. For comparison with published numbers.",
+        rows: Rows::Modality,
+        transforms: Transforms::Ladder,
+        judge: Judge::Absolute,
+        shift: MaskShift::Unshifted,
+        floor: Floor::Median,
+        range: RangeRule::MinMax,
+        as_stored: false,
+        ..PLAIN
+    },
+];
+
+/// The method with this name.
+pub fn find(name: &str) -> Option<&'static Method> {
+    METHODS.iter().find(|method| method.name == name)
+}

@@ -1,0 +1,183 @@
+//! The plan: what will be done at every linear layer, and why the rest is left alone. A saved JSON file.
+
+use serde::{Deserialize, Serialize};
+
+use crate::facts::groups::Kind;
+use crate::facts::sites::{Other, Site};
+use crate::ir::{GraphPath, Model};
+
+/// Version of the file format.
+pub const VERSION: u32 = 1;
+
+/// Everything that a compilation decides.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Plan {
+    /// Version of the file format.
+    pub version: u32,
+    /// The method that made it.
+    pub method: String,
+    /// SHA-256 of the model file it was made for (of the `.onnx` file alone), lower-case hex.
+    pub source: String,
+    /// SHA-256 of the calibration file, where one was used.
+    pub calibration: Option<String>,
+    /// Switches and counts worth knowing later, as the driver reports them.
+    pub settings: serde_json::Value,
+    /// One entry per layer that will be quantized.
+    pub recipes: Vec<Recipe>,
+    /// The groups behind the recipes.
+    pub groups: Vec<GroupPlan>,
+    /// Every weight-bearing node that is left alone.
+    pub skipped: Vec<Skipped>,
+}
+
+/// What will be done at one layer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Recipe {
+    /// The layer's key: the name of the node's output, with the way to its subgraph in front.
+    pub site: String,
+    /// Name for people.
+    pub name: String,
+    /// Name of the weight constant.
+    pub weight: String,
+    /// Output channels.
+    pub n: usize,
+    /// Input channels.
+    pub k: usize,
+    /// Format, such as `w3g128`.
+    pub format: String,
+    /// How a group's range becomes a scale and a zero point.
+    pub range: RangeRule,
+    /// Index into [`Plan::groups`] of the group whose scale multiplies the weight's columns.
+    pub group: Option<usize>,
+}
+
+/// How a group's range becomes a scale and a zero point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RangeRule {
+    /// Smallest and largest weight, as the reference code does.
+    MinMax,
+    /// The same, extended to contain zero.
+    IncludeZero,
+    /// Extended to contain zero, then shrunk where that lowers the weight error.
+    Search,
+}
+
+/// What will be done to a group.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GroupPlan {
+    /// Name of the value that the group's layers read.
+    pub input: String,
+    /// Names of the layers, for people.
+    pub sites: Vec<String>,
+    /// Who absorbs 1/s, for people.
+    pub producer: Option<String>,
+    /// Why nobody does.
+    pub declined: Option<String>,
+    /// Name of the value at which the error was judged.
+    pub judge: String,
+    /// Attention or MLP.
+    pub kind: Kind,
+    /// Vision sensitivity over answer sensitivity at the judging point, as used.
+    pub rho: Option<f64>,
+    /// The chosen exponent.
+    pub exponent: Option<f64>,
+    /// Error of every candidate, in order.
+    pub losses: Vec<f64>,
+    /// Share of the vision rows in the chosen candidate's weighted error.
+    pub vision_share: Option<f64>,
+    /// The equalisation scale s, `[k]`; empty when all ones.
+    pub scale: Vec<f32>,
+    /// The constants that are divided by s.
+    pub divided: Vec<DividedPlan>,
+}
+
+/// A constant that is divided by a group's scale along an axis.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DividedPlan {
+    /// Name of the constant.
+    pub constant: String,
+    /// Name of the first output of the node that reads it.
+    pub reader: String,
+    /// Input slot of that node.
+    pub slot: usize,
+    /// Axis over channels.
+    pub axis: usize,
+}
+
+/// A weight-bearing node that is left alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// Label of the node.
+    pub node: String,
+    /// Operator.
+    pub op: String,
+    /// Name of the weight.
+    pub weight: String,
+    /// Stored bytes of the weight.
+    pub bytes: usize,
+    /// Why.
+    pub reason: String,
+    /// What kind of reason it is.
+    pub kind: SkipKind,
+}
+
+/// Kinds of reasons to leave a weight alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SkipKind {
+    /// A default or an option says so.
+    Asked,
+    /// It is no linear layer (an embedding, a convolution).
+    NotLinear,
+    /// It is quantized already.
+    Quantized,
+    /// A linear layer that was asked for and cannot be quantized; what `--strict` refuses.
+    Unsupported,
+}
+
+impl Skipped {
+    /// A node that is no linear layer.
+    pub fn of_other(other: &Other) -> Skipped {
+        Skipped {
+            node: other.label.clone(),
+            op: other.op.clone(),
+            weight: other.weight.clone(),
+            bytes: other.bytes,
+            reason: other.reason.clone(),
+            kind: other.kind,
+        }
+    }
+
+    /// A linear layer that is left alone for `reason`.
+    pub fn of_site(site: &Site, op: &str, kind: SkipKind, reason: impl Into<String>) -> Skipped {
+        Skipped {
+            node: if site.name == site.label { site.label.clone() } else { format!("{} ({})", site.label, site.name) },
+            op: op.to_owned(),
+            weight: site.weight.name.clone(),
+            bytes: site.weight.tensor.stored_bytes(),
+            reason: reason.into(),
+            kind,
+        }
+    }
+}
+
+/// The key of a site in plans: the name of its output, with the way to its subgraph in front.
+pub fn site_key(model: &Model, site: &Site) -> String {
+    let output = model.graph_at(&site.path).map_or("", |graph| graph.name(site.y));
+    let way = path_text(model, &site.path);
+    if way.is_empty() { output.to_owned() } else { format!("{way}{output}") }
+}
+
+/// The way to a subgraph, as `node.attribute/`; empty for the main graph.
+pub fn path_text(model: &Model, path: &GraphPath) -> String {
+    let mut text = String::new();
+    let mut graph = Some(&model.graph);
+    for &(node, attr, index) in path {
+        let Some(current) = graph else { break };
+        let entry = current.get_node(node).and_then(|n| n.attrs.get(attr));
+        text += &format!("{}.{}/", current.label(node), entry.map_or("", |(name, _)| name));
+        graph = entry.and_then(|(_, attr)| attr.graphs().get(index));
+    }
+    text
+}

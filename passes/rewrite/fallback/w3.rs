@@ -1,0 +1,214 @@
+//! The body of `ai.mbqc::MbqMatMulW3`.
+//!
+//! The stored thirds `L0 | L1 | H` become the nibble blob of `MatMulNBits(bits = 4)` by four mask-and-shift steps:
+//!
+//! ```text
+//! n0 = (L0      & 0x33) | ((H << 2) & 0x44)      n2 = (L1      & 0x33) | ( H       & 0x44)
+//! n1 = ((L0>>2) & 0x33) | ((H << 1) & 0x44)      n3 = ((L1>>2) & 0x33) | ((H >> 1) & 0x44)
+//! ```
+//!
+//! All of it is uint8 arithmetic on constants, which a runtime folds at load. A body that ended in float arithmetic
+//! would be folded into float weights instead.
+
+use crate::ir::{Attr, DType, Error, Function, GraphBuilder, NewNode, Tensor};
+
+use super::Fallback;
+
+/// ONNX's number for an integer attribute.
+const INT: i32 = 2;
+
+/// The function for a model of this standard opset; `None` where no body is wanted.
+///
+/// # Errors
+///
+/// If the opset is too old for uint8 arithmetic: 14 for [`Fallback::Ort`], 21 for [`Fallback::Standard`].
+pub fn body(fallback: Fallback, opset: i64) -> Result<Option<Function>, String> {
+    let least = match fallback {
+        Fallback::Ort => 14,
+        Fallback::Standard => 21,
+        Fallback::None => return Ok(None),
+    };
+    if opset < least {
+        return Err(format!(
+            "the model is of opset {opset}, and a body for 3-bit layers needs opset {least}; use --target ort, which \
+             stores the same codes in 4-bit containers"
+        ));
+    }
+    let built = match fallback {
+        Fallback::Ort => ort(opset),
+        Fallback::Standard | Fallback::None => standard(opset),
+    };
+    built.map(Some).map_err(|e| e.to_string())
+}
+
+struct Body {
+    graph: GraphBuilder,
+    opset: i64,
+    count: usize,
+}
+
+impl Body {
+    fn new(opset: i64) -> Result<Body, Error> {
+        let mut graph = GraphBuilder::new("MbqMatMulW3");
+        for name in ["A", "B", "scales", "zero_points"] {
+            graph.input(name, None)?;
+        }
+        graph.output("Y", None);
+        Ok(Body { graph, opset, count: 0 })
+    }
+
+    fn node(&mut self, op: &str, inputs: &[&str], attrs: Vec<(&str, Attr)>) -> Result<String, Error> {
+        self.count += 1;
+        let output = format!("t{}", self.count);
+        self.node_to(op, "", inputs, &[&output], attrs)?;
+        Ok(output)
+    }
+
+    fn node_to(
+        &mut self,
+        op: &str,
+        domain: &str,
+        inputs: &[&str],
+        outputs: &[&str],
+        attrs: Vec<(&str, Attr)>,
+    ) -> Result<(), Error> {
+        let mut node = NewNode::new(op, inputs, outputs).domain(domain).named(outputs[0]);
+        node.attrs = attrs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        self.graph.node(node, None).map(|_| ())
+    }
+
+    fn byte(&mut self, value: u8) -> Result<String, Error> {
+        self.node("Constant", &[], vec![("value", Attr::Tensor(Tensor::raw(DType::U8, [], vec![value])))])
+    }
+
+    fn shift(&mut self, direction: &str, value: &str, by: u8) -> Result<String, Error> {
+        if by == 0 {
+            return Ok(value.to_owned());
+        }
+        let by = self.byte(by)?;
+        self.node("BitShift", &[value, &by], vec![("direction", Attr::str(direction))])
+    }
+
+    /// `(value >> by) & mask` for a mask that repeats in both nibbles: `bits` bits starting at bit 0.
+    fn field(&mut self, value: &str, by: u8, bits: u8) -> Result<String, Error> {
+        let shifted = self.shift("RIGHT", value, by)?;
+        let mask = (1u8 << bits) - 1;
+        if self.opset >= 18 {
+            let mask = self.byte(mask | mask << 4)?;
+            return self.node("BitwiseAnd", &[&shifted, &mask], vec![]);
+        }
+        // Before opset 18 there is no BitwiseAnd: take each nibble's low bits by Mod and put them together again.
+        let modulus = self.byte(1 << bits)?;
+        let low = self.node("Mod", &[&shifted, &modulus], vec![])?;
+        let upper = self.shift("RIGHT", &shifted, 4)?;
+        let upper = self.node("Mod", &[&upper, &modulus], vec![])?;
+        let upper = self.shift("LEFT", &upper, 4)?;
+        self.node("Add", &[&low, &upper], vec![])
+    }
+
+    /// The nibble blob `[n, k/g, g/2]` of the thirds `[n, k/g, 3g/8]`.
+    fn nibbles(&mut self) -> Result<String, Error> {
+        let attrs = if self.opset >= 18 {
+            vec![("axis", Attr::Int(2)), ("num_outputs", Attr::Int(3))]
+        } else {
+            vec![("axis", Attr::Int(2))]
+        };
+        self.node_to("Split", "", &["B"], &["L0", "L1", "H"], attrs)?;
+        let mut quarters = Vec::new();
+        for t in 0..4u8 {
+            let low = self.field(if t < 2 { "L0" } else { "L1" }, 2 * (t % 2), 2)?;
+            let high = self.field("H", t, 1)?;
+            let high = self.shift("LEFT", &high, 2)?;
+            quarters.push(self.node("Add", &[&low, &high], vec![])?);
+        }
+        let names: Vec<&str> = quarters.iter().map(String::as_str).collect();
+        self.node("Concat", &names, vec![("axis", Attr::Int(2))])
+    }
+
+    fn finish(self, opsets: Vec<(String, i64)>) -> Function {
+        Function {
+            domain: "ai.mbqc".to_owned(),
+            name: "MbqMatMulW3".to_owned(),
+            overload: String::new(),
+            defaults: Vec::new(),
+            attributes: ["K", "N", "block_size", "accuracy_level"].map(str::to_owned).to_vec(),
+            opsets,
+            body: self.graph.finish(),
+            origin: None,
+        }
+    }
+}
+
+fn ort(opset: i64) -> Result<Function, Error> {
+    let mut body = Body::new(opset)?;
+    let blob = body.nibbles()?;
+    let refer = |name: &str| Attr::Ref(name.to_owned(), INT);
+    body.node_to(
+        "MatMulNBits",
+        "com.microsoft",
+        &["A", &blob, "scales", "zero_points"],
+        &["Y"],
+        vec![
+            ("K", refer("K")),
+            ("N", refer("N")),
+            ("bits", Attr::Int(4)),
+            ("block_size", refer("block_size")),
+            ("accuracy_level", refer("accuracy_level")),
+        ],
+    )?;
+    Ok(body.finish(vec![(String::new(), opset), ("com.microsoft".to_owned(), 1)]))
+}
+
+/// Codes and zero points as `uint4` in the orientation of `MatMul`, a blocked `DequantizeLinear` along axis 0, `MatMul`:
+/// the pattern that runtimes recognise. Everything before the `DequantizeLinear` is integer work that folds.
+fn standard(opset: i64) -> Result<Function, Error> {
+    const UINT4: i64 = 21;
+    let mut body = Body::new(opset)?;
+    let blob = body.nibbles()?;
+    let swap = || vec![("perm", Attr::Ints(vec![1, 0]))];
+    let (zero, one, last) = (ints(&mut body, &[0])?, ints(&mut body, &[1])?, ints(&mut body, &[-1])?);
+
+    // [n, k/g, g/2] -> [n, k/g, g] -> [n, padded k] -> [k, n]
+    let codes = unpack(&mut body, &blob)?;
+    let n = body.node("Constant", &[], vec![("value_int", Attr::Ref("N".to_owned(), INT))])?;
+    let n = body.node("Unsqueeze", &[&n, &zero], vec![])?;
+    let shape = body.node("Concat", &[&n, &last], vec![("axis", Attr::Int(0))])?;
+    let codes = body.node("Reshape", &[&codes, &shape], vec![])?;
+    let codes = body.node("Transpose", &[&codes], swap())?;
+    let k = body.node("Constant", &[], vec![("value_int", Attr::Ref("K".to_owned(), INT))])?;
+    let k = body.node("Unsqueeze", &[&k, &zero], vec![])?;
+    let codes = body.node("Slice", &[&codes, &zero, &k, &zero], vec![])?;
+    let codes = body.node("Cast", &[&codes], vec![("to", Attr::Int(UINT4))])?;
+
+    // A row of zero points has a spare entry when the number of groups is odd: [n, ..] -> [k/g, n]
+    let zeros = unpack(&mut body, "zero_points")?;
+    let groups = body.node("Shape", &["scales"], vec![("start", Attr::Int(1)), ("end", Attr::Int(2))])?;
+    let zeros = body.node("Slice", &[&zeros, &zero, &groups, &one], vec![])?;
+    let zeros = body.node("Transpose", &[&zeros], swap())?;
+    let zeros = body.node("Cast", &[&zeros], vec![("to", Attr::Int(UINT4))])?;
+
+    let scales = body.node("Transpose", &["scales"], swap())?;
+    let block = Attr::Ref("block_size".to_owned(), INT);
+    let weights =
+        body.node("DequantizeLinear", &[&codes, &scales, &zeros], vec![("axis", Attr::Int(0)), ("block_size", block)])?;
+    body.node_to("MatMul", "", &["A", &weights], &["Y"], vec![])?;
+    Ok(body.finish(vec![(String::new(), opset)]))
+}
+
+fn ints(body: &mut Body, values: &[i64]) -> Result<String, Error> {
+    body.node("Constant", &[], vec![("value_ints", Attr::Ints(values.to_vec()))])
+}
+
+/// Bytes to nibbles, low one first: `[.., m]` to `[.., 2m]`.
+fn unpack(body: &mut Body, bytes: &str) -> Result<String, Error> {
+    let fifteen = body.byte(15)?;
+    let low = body.node("BitwiseAnd", &[bytes, &fifteen], vec![])?;
+    let high = body.shift("RIGHT", bytes, 4)?;
+    let last = ints(body, &[-1])?;
+    let low = body.node("Unsqueeze", &[&low, &last], vec![])?;
+    let high = body.node("Unsqueeze", &[&high, &last], vec![])?;
+    let pairs = body.node("Concat", &[&low, &high], vec![("axis", Attr::Int(-1))])?;
+    let shape = body.node("Shape", &[bytes], vec![("end", Attr::Int(-1))])?;
+    let shape = body.node("Concat", &[&shape, &last], vec![("axis", Attr::Int(0))])?;
+    body.node("Reshape", &[&pairs, &shape], vec![])
+}

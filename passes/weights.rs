@@ -1,0 +1,195 @@
+//! Weights of linear layers as rows of output channels, from whatever the file stores.
+
+use std::ops::Range;
+
+use mbqc_kernels::affine::{self, Codes, Rounding, ScaleType};
+use mbqc_kernels::dense::convert::{FloatType, to_f32};
+use mbqc_kernels::dense::transpose_rows;
+use mbqc_kernels::{Pool, Spec};
+
+use crate::facts::sites::Weight;
+use crate::ir::{DType, Tensor};
+use crate::plan::RangeRule;
+
+/// Why a weight could not be read or quantized.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum WeightError {
+    /// An element type that is not read.
+    #[error("weight `{name}` is of type {dtype}; float, float16, bfloat16 and double can be quantized")]
+    Type {
+        /// Name of the constant.
+        name: String,
+        /// Its type.
+        dtype: DType,
+    },
+    /// The arithmetic refused.
+    #[error("weight `{name}` [{n}, {k}]: {source}")]
+    Kernel {
+        /// Name of the constant.
+        name: String,
+        /// Output channels.
+        n: usize,
+        /// Input channels.
+        k: usize,
+        /// What was wrong.
+        source: mbqc_kernels::Error,
+    },
+}
+
+/// What is done to a weight `[n, k]` before it is rounded: columns multiplied, then rows divided, then all multiplied.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Scaling {
+    /// Factor per input channel, `[k]`.
+    pub columns: Option<Vec<f32>>,
+    /// Divisor per output channel, `[n]`.
+    pub rows: Option<Vec<f32>>,
+    /// Factor of everything (Gemm's alpha); 1 when `None`.
+    pub all: Option<f32>,
+}
+
+impl Scaling {
+    fn apply(&self, w: &mut [f32], rows: Range<usize>, k: usize) {
+        for (row, values) in rows.zip(w.chunks_mut(k)) {
+            if let Some(columns) = &self.columns {
+                for (v, s) in values.iter_mut().zip(columns) {
+                    *v *= s;
+                }
+            }
+            if let Some(divisors) = &self.rows {
+                let divisor = divisors[row];
+                for v in values.iter_mut() {
+                    *v /= divisor;
+                }
+            }
+            if let Some(factor) = self.all {
+                for v in values.iter_mut() {
+                    *v *= factor;
+                }
+            }
+        }
+    }
+}
+
+/// A weight of known size.
+#[derive(Clone, Debug)]
+pub struct Matrix {
+    /// Where it lies.
+    pub weight: Weight,
+    /// Output channels.
+    pub n: usize,
+    /// Input channels.
+    pub k: usize,
+}
+
+impl Matrix {
+    fn kernel<T>(&self, result: Result<T, mbqc_kernels::Error>) -> Result<T, WeightError> {
+        result.map_err(|source| WeightError::Kernel { name: self.weight.name.clone(), n: self.n, k: self.k, source })
+    }
+
+    /// Rows `[rows, k]` in f32.
+    pub fn rows(&self, rows: Range<usize>) -> Result<Vec<f32>, WeightError> {
+        let Tensor { dtype, .. } = self.weight.tensor;
+        let mut out = vec![0.0; rows.len() * self.k];
+        let float = match dtype {
+            DType::F32 => FloatType::F32,
+            DType::F16 => FloatType::F16,
+            DType::BF16 => FloatType::BF16,
+            DType::F64 => FloatType::F64,
+            _ => return Err(WeightError::Type { name: self.weight.name.clone(), dtype }),
+        };
+        let bytes = self.weight.tensor.bytes();
+        if self.weight.rows_are_outputs {
+            let width = self.k * float.size();
+            let range = rows.start * width..rows.end * width;
+            let slice = bytes.get(range).ok_or(mbqc_kernels::Error::Length {
+                what: "the weight",
+                found: bytes.len(),
+                expected: self.n * width,
+            });
+            self.kernel(slice.and_then(|slice| to_f32(float, slice, &mut out)))?;
+        } else {
+            self.kernel(transpose_rows(float, bytes, self.k, self.n, rows, &mut out))?;
+        }
+        Ok(out)
+    }
+
+    /// Codes of the scaled weight. Works in blocks of output channels, in parallel, so that beside the codes only a few
+    /// blocks are held in f32.
+    pub fn quantize(
+        &self,
+        scaling: &Scaling,
+        spec: Spec,
+        rule: RangeRule,
+        scale: ScaleType,
+        pool: &Pool,
+    ) -> Result<Codes, WeightError> {
+        let rounding = Rounding {
+            bits: spec.format.bits,
+            group: spec.group,
+            range: match rule {
+                RangeRule::MinMax => affine::Range::Reference,
+                RangeRule::IncludeZero | RangeRule::Search => affine::Range::IncludeZero,
+            },
+            scale,
+        };
+        let block = (1usize << 18).div_ceil(self.k.max(1)).clamp(16, 1024).next_multiple_of(16);
+        let blocks = self.n.div_ceil(block);
+        let groups = self.k.div_ceil(spec.group);
+        let mut all = Codes {
+            n: self.n,
+            k: self.k,
+            group: spec.group,
+            bits: spec.format.bits,
+            codes: Vec::with_capacity(self.n * self.k),
+            scales: Vec::with_capacity(self.n * groups),
+            zero_points: Vec::with_capacity(self.n * groups),
+        };
+        let batch = pool.threads() * 4;
+        for first in (0..blocks).step_by(batch) {
+            let parts = pool.map(batch.min(blocks - first), |i| {
+                let start = (first + i) * block;
+                let rows = start..self.n.min(start + block);
+                let mut w = self.rows(rows.clone())?;
+                scaling.apply(&mut w, rows.clone(), self.k);
+                let quantize = if rule == RangeRule::Search { affine::search_range } else { affine::quantize };
+                let at_row = |error| match error {
+                    mbqc_kernels::Error::NotFinite { row, column, value } => {
+                        mbqc_kernels::Error::NotFinite { row: row + rows.start, column, value }
+                    }
+                    other => other,
+                };
+                self.kernel(quantize(&w, rows.len(), self.k, &rounding).map_err(at_row))
+            });
+            for part in parts {
+                let part = part?;
+                all.codes.extend_from_slice(&part.codes);
+                all.scales.extend_from_slice(&part.scales);
+                all.zero_points.extend_from_slice(&part.zero_points);
+            }
+        }
+        Ok(all)
+    }
+
+    /// A matrix `[n, k]` in f32 in the orientation in which the file stores the weight.
+    pub fn as_stored(&self, w: Vec<f32>) -> Vec<f32> {
+        if self.weight.rows_are_outputs {
+            return w;
+        }
+        let mut out = vec![0.0; w.len()];
+        for (row, values) in w.chunks(self.k).enumerate() {
+            for (column, &v) in values.iter().enumerate() {
+                out[column * self.n + row] = v;
+            }
+        }
+        out
+    }
+}
+
+/// The scale type that belongs to a graph's activation type.
+pub fn scale_type(activation: DType) -> ScaleType {
+    match activation {
+        DType::F16 => ScaleType::F16,
+        DType::BF16 => ScaleType::BF16,
+        _ => ScaleType::F32,
+    }
+}

@@ -1,0 +1,254 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// A compiler for exported vision-language models: modality-balanced low-bit weights, ONNX in and out.
+///
+/// `mbqc MODEL -o OUT` quantizes the linear layers of a model to 3 bits in groups of 128. With calibration data (--calib)
+/// it searches equalisation scales that balance vision and answer tokens (MBQ); without, it searches ranges data-free.
+#[derive(Parser, Debug)]
+#[command(name = "mbqc", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct Cli {
+    /// What to do instead of compiling.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The main job.
+    #[command(flatten)]
+    pub compile: Compile,
+}
+
+/// Options of the main job.
+#[derive(Args, Debug, Clone)]
+pub struct Compile {
+    /// Model file, or folder with vision encoder, embed_tokens and decoder_model_merged.
+    #[arg(required = true)]
+    pub model: Option<PathBuf>,
+    /// Where the result goes: a file, or a folder when a folder is compiled.
+    #[arg(short, long, required = true)]
+    pub output: Option<PathBuf>,
+    /// Weight format: w2, w3, w4 or w8, with group size 16 to 256.
+    #[arg(long, default_value = "w3g128")]
+    pub format: String,
+    /// Format of the vision tower's layers; `none` leaves them as they are.
+    #[arg(long, default_value = "none")]
+    pub vision_format: String,
+    /// Format of the final projection (lm_head); `none` leaves it as it is.
+    #[arg(long, default_value = "none")]
+    pub head_format: String,
+    /// Method; default mbq with calibration data, range without. See `mbqc list methods`.
+    #[arg(long)]
+    pub method: Option<String>,
+    /// Calibration data: .npz file or folder of them.
+    #[arg(long)]
+    pub calib: Option<PathBuf>,
+    /// Token id of image placeholders, where neither graph nor config.json tells it.
+    #[arg(long)]
+    pub image_token_id: Option<i64>,
+    /// Output whose cross-entropy counts; default `logits`, else the first float output.
+    #[arg(long)]
+    pub logits: Option<String>,
+    /// At most this many calibration samples.
+    #[arg(long)]
+    pub samples: Option<usize>,
+    /// At most this many of them in the scale search (gradients use all).
+    #[arg(long)]
+    pub search_samples: Option<usize>,
+    /// Quantize only layers whose name, node or weight matches one of these globs.
+    #[arg(long)]
+    pub include: Vec<String>,
+    /// Leave alone layers whose name, node or weight matches one of these globs.
+    #[arg(long)]
+    pub exclude: Vec<String>,
+    /// How the result is written.
+    #[command(flatten)]
+    pub emit: Emit,
+    /// Save the plan here.
+    #[arg(long)]
+    pub plan_out: Option<PathBuf>,
+    /// Decide and report, write nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Fail (exit code 3) when a linear layer that was asked for cannot be quantized.
+    #[arg(long)]
+    pub strict: bool,
+    /// Common options.
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// How results are written.
+#[derive(Args, Debug, Clone)]
+pub struct Emit {
+    /// Operators the result may use.
+    #[arg(long, value_enum, default_value = "mbqc")]
+    pub target: TargetArg,
+    /// Body of 3-bit layers for runtimes without our kernels.
+    #[arg(long, value_enum, default_value = "ort")]
+    pub fallback: FallbackArg,
+    /// Arithmetic of quantized layers: auto is f32 for 3 and 4 bits and int8 activations for 2 and 8 bits.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub accuracy: AccuracyArg,
+}
+
+/// Options that all commands share.
+#[derive(Args, Debug, Clone)]
+pub struct Common {
+    /// Worker threads; results do not depend on their number.
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// One JSON document on standard output; logs go to standard error.
+    #[arg(long)]
+    pub json: bool,
+    /// No progress and no tables.
+    #[arg(long)]
+    pub quiet: bool,
+    /// Read models with fields this version does not know; they are lost when the model is written.
+    #[arg(long)]
+    pub allow_lossy: bool,
+}
+
+/// Values of --target.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TargetArg {
+    /// Our operator for 3 bits, with a body for other runtimes.
+    Mbqc,
+    /// Stock onnxruntime operators only: 3-bit codes in 4-bit containers.
+    Ort,
+}
+
+/// Values of --fallback.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FallbackArg {
+    /// A body that ends in onnxruntime's 4-bit operator.
+    Ort,
+    /// A body of standard operators (opset 21).
+    Standard,
+    /// No body.
+    None,
+}
+
+/// Values of --accuracy.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AccuracyArg {
+    /// f32 for 3 and 4 bits, int8 activations for 2 and 8.
+    Auto,
+    /// f32 everywhere.
+    Exact,
+    /// int8 activations everywhere.
+    Fast,
+}
+
+/// Commands besides the main job.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Rewrite a model by a saved plan.
+    Apply {
+        /// The model the plan was made for.
+        model: PathBuf,
+        /// The plan.
+        #[arg(long)]
+        plan: PathBuf,
+        /// Where the result goes.
+        #[arg(short, long)]
+        output: PathBuf,
+        /// How the result is written.
+        #[command(flatten)]
+        emit: Emit,
+        /// Common options.
+        #[command(flatten)]
+        common: Common,
+    },
+    /// What is in a model: layers, groups, modality, sizes, operators, coverage.
+    Inspect {
+        /// Model file or folder.
+        model: PathBuf,
+        /// The graph as text.
+        #[arg(long)]
+        text: bool,
+        /// The difference of the two graphs' texts.
+        #[arg(long)]
+        diff: Option<PathBuf>,
+        /// Calibration data, to show which rows of every value are vision and which are text.
+        #[arg(long)]
+        calib: Option<PathBuf>,
+        /// Token id of image placeholders.
+        #[arg(long)]
+        image_token_id: Option<i64>,
+        /// Common options.
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Two models side by side on data: KL, top-1 flips, answer cross-entropy, exact match, error per block.
+    Verify {
+        /// The original.
+        fp: PathBuf,
+        /// The quantized model.
+        quantized: PathBuf,
+        /// Evaluation data: .npz file or folder.
+        #[arg(long)]
+        data: PathBuf,
+        /// At most this many samples.
+        #[arg(long)]
+        samples: Option<usize>,
+        /// Token id of image placeholders.
+        #[arg(long)]
+        image_token_id: Option<i64>,
+        /// Output to compare; default `logits`, else the first float output.
+        #[arg(long)]
+        logits: Option<String>,
+        /// Common options.
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Execute a model with our kernels.
+    Run {
+        /// The model.
+        model: PathBuf,
+        /// Arrays by input name.
+        #[arg(long)]
+        inputs: PathBuf,
+        /// Where the outputs go.
+        #[arg(long)]
+        outputs: PathBuf,
+        /// Common options.
+        #[command(flatten)]
+        common: Common,
+    },
+    /// 3-bit layers to 4-bit containers of the same codes: stock operators only, no load cost.
+    Bake {
+        /// The model.
+        model: PathBuf,
+        /// Where the result goes.
+        #[arg(short, long)]
+        output: PathBuf,
+        /// Common options.
+        #[command(flatten)]
+        common: Common,
+    },
+    /// What this version knows.
+    List {
+        /// Which list.
+        #[arg(value_enum)]
+        what: ListArg,
+    },
+    /// What an operator, format, method or family is.
+    Explain {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// The lists.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListArg {
+    /// Operators of the evaluator.
+    Ops,
+    /// Weight formats.
+    Formats,
+    /// Methods.
+    Methods,
+    /// Model families.
+    Families,
+}
