@@ -145,7 +145,7 @@ pub struct Value {
     pub origin: Option<Origin>,
 }
 
-/// A graph: nodes in file order over named values. Changed only through [`Graph::apply`](super::edit).
+/// A graph: nodes in file order over named values. Changed only through [`Graph::apply`].
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Graph {
     /// Name.

@@ -6,6 +6,7 @@ mod edit;
 pub mod graph;
 mod model;
 mod tensor;
+pub mod text;
 pub mod verify;
 pub mod walk;
 

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use mbqc_passes::ir::{DType, Data};
 
-use super::proto::TensorProto;
+use crate::onnx::proto::TensorProto;
 
 /// Name, type and shape of a tensor, checked; the payload is looked at separately.
 pub(super) struct Shape {

@@ -6,12 +6,12 @@ use std::path::{Component, Path, PathBuf};
 use bytes::Bytes;
 use indexmap::IndexMap;
 
-use super::proto::{TensorProto, tensor_proto::DataLocation};
-use super::read::InputFile;
-use super::{Error, map};
+use super::InputFile;
+use crate::onnx::proto::{TensorProto, tensor_proto::DataLocation};
+use crate::onnx::{Error, map};
 
 /// True for a tensor whose payload lies in another file.
-pub(super) fn is_external(tensor: &TensorProto) -> bool {
+pub(in crate::onnx) fn is_external(tensor: &TensorProto) -> bool {
     tensor.data_location == Some(DataLocation::External as i32)
 }
 

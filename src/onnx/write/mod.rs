@@ -1,5 +1,12 @@
 //! From a model to files.
 
+mod declare;
+mod emit;
+mod generate;
+mod nodes;
+mod origins;
+mod place;
+
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -9,11 +16,12 @@ use mbqc_passes::ir::{Lazy, Model};
 use prost::Message;
 use tempfile::{Builder, NamedTempFile};
 
-use super::emit::Emitter;
-use super::map::Rope;
-use super::place::{Layout, Payload, Placement};
-use super::read::InputFile;
-use super::{Error, Source};
+use self::emit::Emitter;
+pub use self::place::Placement;
+use self::place::{Layout, Payload};
+use crate::onnx::map::Rope;
+use crate::onnx::read::InputFile;
+use crate::onnx::{Error, Source};
 
 /// How a model is written.
 #[derive(Clone, Copy, Debug)]
@@ -62,8 +70,8 @@ pub fn write(source: Option<&Source>, model: &Model, path: &Path, options: &Writ
     let failed =
         |doing: &'static str, file: &Path, source: io::Error| Error::Write { file: file.to_owned(), doing, source };
     let location = data_path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
-    let beside = source.is_some_and(|source| !source.data.is_empty());
-    let layout = Layout::new(model, options.placement, options.threshold, location, beside)
+    let origin = source.map_or((0, false), |source| (source.file_bytes(), !source.data.is_empty()));
+    let layout = Layout::new(model, options.placement, options.threshold, location, origin)
         .map_err(|error| failed("laying out the payloads", path, error))?;
     let mut emitter = Emitter::new(path, source.map(|source| &source.proto), layout);
     let proto = emitter.model(model)?;
@@ -189,7 +197,7 @@ impl<'a> Output<'a> {
 
     fn put(&mut self, bytes: &[u8]) -> Result<(), Error> {
         for chunk in bytes.chunks(CHUNK) {
-            self.file.write_all(chunk).map_err(|source| self.error("writing", source))?;
+            self.file.as_file_mut().write_all(chunk).map_err(|source| self.error("writing", source))?;
         }
         self.written += bytes.len() as u64;
         Ok(())

@@ -3,8 +3,8 @@
 
 use std::path::Path;
 
-use super::Error;
-use super::fields::{MESSAGES, ROOT};
+use crate::onnx::Error;
+use crate::onnx::fields::{MESSAGES, ROOT};
 
 /// Messages nested deeper than this are refused by the decoder too.
 const DEPTH: usize = 100;
@@ -77,7 +77,7 @@ impl Walk<'_> {
         let mut value = 0;
         for shift in (0..70).step_by(7) {
             if self.at == end {
-                return Err(self.past_the_end(name, start, end, (end - start + 1) as u64));
+                return Err(self.past_the_end(name, start, end, 1));
             }
             let byte = self.bytes[self.at];
             self.at += 1;
@@ -92,7 +92,7 @@ impl Walk<'_> {
     /// A field that ends after its message does: a cut file if the message is the file itself.
     fn past_the_end(&self, inside: &'static str, at: usize, end: usize, promised: u64) -> Error {
         if end == self.bytes.len() {
-            return Error::Truncated { file: self.file.to_owned(), inside, at, promised, left: end - at };
+            return Error::Truncated { file: self.file.to_owned(), inside, at, promised, left: end - self.at };
         }
         self.not_onnx(format!("a field at byte {at} that ends outside its {inside}"))
     }

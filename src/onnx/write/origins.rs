@@ -4,8 +4,10 @@ use std::collections::HashMap;
 
 use mbqc_passes::ir::{Graph, Node, Origin, Tensor, Value, ValueId};
 
-use super::convert::attr_graphs;
-use super::proto::{GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, attribute_proto::AttributeType};
+use crate::onnx::proto::{
+    GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, attribute_proto::AttributeType,
+};
+use crate::onnx::read::convert::attr_graphs;
 
 /// An initializer of the file.
 #[derive(Clone, Copy, Debug)]

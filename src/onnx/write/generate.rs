@@ -2,9 +2,9 @@
 
 use mbqc_passes::ir::{Attr, Dim, Tensor, Type};
 
-use super::proto::attribute_proto::AttributeType;
-use super::proto::tensor_shape_proto::{Dimension, dimension};
-use super::proto::{
+use crate::onnx::proto::attribute_proto::AttributeType;
+use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension};
+use crate::onnx::proto::{
     AttributeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto, TensorShapeProto, TypeProto,
     ValueInfoProto, type_proto,
 };

@@ -6,15 +6,16 @@ use std::io;
 use bytes::Bytes;
 use mbqc_passes::ir::{Attr, Data, Def, Graph, Lazy, Model, Tensor};
 
-use super::external::is_external;
-use super::map::Holes;
-use super::proto::{StringStringEntryProto, TensorProto, tensor_proto::DataLocation};
+use crate::onnx::map::Holes;
+use crate::onnx::proto::{StringStringEntryProto, TensorProto, tensor_proto::DataLocation};
+use crate::onnx::read::external::is_external;
 
 /// Where weights are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Placement {
     /// Weights nobody changed stay where they were. New and changed ones follow the file they came from: beside the
-    /// model if it had a data file, inside it otherwise. A model of more than 1.5 GiB gets a data file in any case.
+    /// model if it had a data file, inside it otherwise. A model of more than 1.5 GiB that is larger than its source
+    /// file gets a data file in any case.
     #[default]
     Auto,
     /// Everything inside the model file; an error if that passes the limit of protobuf.
@@ -23,7 +24,7 @@ pub enum Placement {
     External,
 }
 
-/// Models with more payload than this get a data file.
+/// New models with more payload than this get a data file.
 const INLINE_LIMIT: usize = 3 << 29;
 
 /// Payloads in the data file start at multiples of this, the size of a memory page.
@@ -62,13 +63,14 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// The layout of `model`. `location` is the name of its data file, `beside` tells that its source has one.
+    /// The layout of `model`. `location` is the name of its data file; the pair tells the size of the model
+    /// file it was read from and whether that had a data file.
     pub(super) fn new(
         model: &Model,
         placement: Placement,
         threshold: usize,
         location: String,
-        beside: bool,
+        (inside, beside): (usize, bool),
     ) -> io::Result<Layout> {
         let mut total = Total::default();
         total.graph(&model.graph);
@@ -78,7 +80,7 @@ impl Layout {
             threshold,
             location,
             beside,
-            large: total.bytes > INLINE_LIMIT,
+            large: total.bytes > INLINE_LIMIT.max(inside),
             blobs: Vec::new(),
             seen: HashMap::new(),
             end: 0,
@@ -163,7 +165,7 @@ impl Layout {
     /// A stand-in inside the message for a long payload that is made on demand; a short one is made now.
     fn inside(&mut self, tensor: &str, lazy: Lazy) -> Result<Bytes, String> {
         let number = self.filling.len();
-        match self.holes.hole(number, lazy.len()).filter(|hole| hole.len() >= super::map::VIEW) {
+        match self.holes.hole(number, lazy.len()).filter(|hole| hole.len() >= crate::onnx::map::VIEW) {
             Some(hole) => {
                 self.filling.push((tensor.to_owned(), lazy));
                 Ok(hole)

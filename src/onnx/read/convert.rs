@@ -7,15 +7,16 @@ use mbqc_passes::ir::{
 };
 
 use super::external::{DataFiles, is_external};
-use super::proto::attribute_proto::AttributeType;
-use super::proto::tensor_shape_proto::dimension;
-use super::proto::{
+use super::{payload, sparse};
+use crate::onnx::Error;
+use crate::onnx::proto::attribute_proto::AttributeType;
+use crate::onnx::proto::tensor_shape_proto::dimension;
+use crate::onnx::proto::{
     AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto,
     TensorProto, TypeProto, ValueInfoProto, type_proto,
 };
-use super::{Error, payload, sparse};
 
-/// Turns the messages of one file into IR. Nodes and initializers are numbered in the order of [`super::origins`].
+/// Turns the messages of one file into IR. Nodes and initializers are numbered in the order of `write/origins.rs`.
 pub(super) struct Converter<'a> {
     file: &'a Path,
     data: &'a mut DataFiles,
@@ -221,7 +222,7 @@ fn label(node: &NodeProto) -> String {
 }
 
 /// The type an attribute says it has; for files that do not say, the type of the field that is filled.
-pub(super) fn attr_type(attr: &AttributeProto) -> AttributeType {
+pub(in crate::onnx) fn attr_type(attr: &AttributeProto) -> AttributeType {
     use AttributeType as T;
     let said = attr.r#type.and_then(|code| T::try_from(code).ok()).filter(|&ty| ty != T::Undefined);
     #[rustfmt::skip]
@@ -235,17 +236,17 @@ pub(super) fn attr_type(attr: &AttributeProto) -> AttributeType {
 }
 
 /// The subgraphs an attribute holds, as the converter and the writer number them.
-pub(super) fn attr_graphs(attr: &AttributeProto) -> &[GraphProto] {
+pub(in crate::onnx) fn attr_graphs(attr: &AttributeProto) -> &[GraphProto] {
     match attr_type(attr) {
         _ if attr.ref_attr_name.as_deref().is_some_and(|name| !name.is_empty()) => &[],
-        AttributeType::Graph => attr.g.as_ref().map_or(&[], std::slice::from_ref),
+        AttributeType::Graph => attr.g.as_slice(),
         AttributeType::Graphs => &attr.graphs,
         _ => &[],
     }
 }
 
 /// The declared type of a value.
-pub(super) fn type_of(info: &ValueInfoProto) -> Option<Type> {
+pub(in crate::onnx) fn type_of(info: &ValueInfoProto) -> Option<Type> {
     match info.r#type.as_ref()? {
         TypeProto { value: Some(type_proto::Value::TensorType(tensor)), .. } => {
             let dims =
@@ -266,17 +267,17 @@ fn dim_of(dim: Option<&dimension::Value>) -> Dim {
 }
 
 /// Operator sets as (domain, version).
-pub(super) fn opsets(imports: &[OperatorSetIdProto]) -> Vec<(String, i64)> {
+pub(in crate::onnx) fn opsets(imports: &[OperatorSetIdProto]) -> Vec<(String, i64)> {
     imports.iter().map(|import| (import.domain().to_owned(), import.version())).collect()
 }
 
 /// Key-value notes.
-pub(super) fn notes(entries: &[StringStringEntryProto]) -> Vec<(String, String)> {
+pub(in crate::onnx) fn notes(entries: &[StringStringEntryProto]) -> Vec<(String, String)> {
     entries.iter().map(|entry| (entry.key().to_owned(), entry.value().to_owned())).collect()
 }
 
 /// Name and version of the program that wrote the file.
-pub(super) fn producer(proto: &ModelProto) -> String {
+pub(in crate::onnx) fn producer(proto: &ModelProto) -> String {
     match (proto.producer_name(), proto.producer_version()) {
         (name, "") => name.to_owned(),
         (name, version) => format!("{name} {version}"),

@@ -1,5 +1,11 @@
 //! From a file to a model.
 
+pub(super) mod convert;
+pub(super) mod external;
+mod payload;
+mod sparse;
+mod wire;
+
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -7,11 +13,11 @@ use bytes::Bytes;
 use mbqc_passes::ir::{self, Model};
 use prost::Message;
 
-use super::convert::Converter;
-use super::external::DataFiles;
-use super::map::Rope;
-use super::proto::ModelProto;
-use super::{Error, wire};
+use crate::onnx::Error;
+use crate::onnx::map::Rope;
+use crate::onnx::proto::ModelProto;
+use convert::Converter;
+use external::DataFiles;
 
 /// How a file is read.
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,17 +40,17 @@ pub struct File {
 /// The file a model was read from: its decoded message, in which payloads are views of the memory map, and the maps.
 #[derive(Debug)]
 pub struct Source {
-    pub(super) proto: ModelProto,
-    pub(super) file: InputFile,
-    pub(super) data: Vec<InputFile>,
+    pub(in crate::onnx) proto: ModelProto,
+    pub(in crate::onnx) file: InputFile,
+    pub(in crate::onnx) data: Vec<InputFile>,
 }
 
 /// A mapped input file.
 #[derive(Debug)]
-pub(super) struct InputFile {
-    pub(super) path: PathBuf,
-    pub(super) bytes: Bytes,
-    pub(super) modified: Option<SystemTime>,
+pub(in crate::onnx) struct InputFile {
+    pub(in crate::onnx) path: PathBuf,
+    pub(in crate::onnx) bytes: Bytes,
+    pub(in crate::onnx) modified: Option<SystemTime>,
 }
 
 impl Source {
@@ -114,7 +120,7 @@ fn read_mapped(input: InputFile, options: &ReadOptions) -> Result<File, Error> {
         }
         warnings.push(format!("{count} unknown fields are lost; the first is field {field} of {message} at byte {at}"));
     }
-    let newest = super::proto::Version::IrVersion as i64;
+    let newest = crate::onnx::proto::Version::IrVersion as i64;
     match proto.ir_version() {
         found if found < 3 => return Err(Error::Version { file: path.to_owned(), found }),
         found if found > newest => {

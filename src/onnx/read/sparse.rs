@@ -3,6 +3,9 @@
 use bytes::Bytes;
 use mbqc_passes::ir::{Lazy, Tensor};
 
+/// Sparse tensors that would be larger than this are refused: a few bytes of a file may promise any size.
+const LARGEST: usize = 1 << 34;
+
 /// The dense tensor of a sparse one; its elements are made on demand.
 ///
 /// `indices` hold either positions in the flattened tensor (shape `[n]`) or coordinates (shape `[n, rank]`).
@@ -18,15 +21,17 @@ pub(super) fn dense(dims: &[i64], values: Option<Tensor>, indices: Option<Tensor
         return Err(format!("found a sparse tensor of {}, expected whole bytes; store it densely", values.dtype));
     };
     let size = dims.iter().try_fold(width, |product, &dim| product.checked_mul(dim));
-    let Some(size) = size.filter(|&size| isize::try_from(size).is_ok()) else {
-        return Err(format!("shape {dims:?} is larger than memory addresses reach"));
+    let Some(size) = size.filter(|&size| size <= LARGEST) else {
+        return Err(format!("found shape {dims:?}, expected at most {LARGEST} bytes when stored densely"));
     };
     let found = indices.to_i64().ok_or_else(|| format!("found indices of {}, expected int64", indices.dtype))?;
     let starts = starts(&found, &indices.dims, &dims, values.len(), width)?;
     let dtype = values.dtype;
     let values = values.load().ok_or("found strings, which cannot be sparse")??;
     let make = move || {
-        let mut bytes = vec![0; size];
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(size).map_err(|error| format!("{size} bytes for a sparse tensor: {error}"))?;
+        bytes.resize(size, 0);
         for (&start, value) in starts.iter().zip(values.chunks_exact(width)) {
             bytes[start..start + width].copy_from_slice(value);
         }

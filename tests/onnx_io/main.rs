@@ -1,0 +1,12 @@
+//! Reading and writing ONNX files and text, over the corpus of real exports when it is there, over small text fixtures,
+//! and over hostile bytes.
+
+mod corpus;
+mod files;
+mod fixtures;
+mod hostile;
+mod same;
+mod second;
+mod tensors;
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
