@@ -2,7 +2,7 @@
 
 mod bake;
 mod inspect;
-mod list;
+pub mod list;
 mod run;
 mod verify;
 
