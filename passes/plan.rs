@@ -47,6 +47,8 @@ pub struct Recipe {
     pub format: String,
     /// How a group's range becomes a scale and a zero point.
     pub range: RangeRule,
+    /// The precision in which a scale divides weights into codes.
+    pub scales: ScaleRule,
     /// Index into [`Plan::groups`] of the group whose scale multiplies the weight's columns.
     pub group: Option<usize>,
 }
@@ -61,6 +63,16 @@ pub enum RangeRule {
     IncludeZero,
     /// Extended to contain zero, then shrunk where that lowers the weight error.
     Search,
+}
+
+/// The precision in which a scale divides weights into codes. It is stored in the activation type in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScaleRule {
+    /// As stored: rounded first, so that codes and stored scale belong together.
+    Stored,
+    /// In f32, as the reference code does.
+    F32,
 }
 
 /// What will be done to a group.

@@ -55,6 +55,9 @@ pub struct Compile {
     /// At most this many of them in the scale search (gradients use all).
     #[arg(long)]
     pub search_samples: Option<usize>,
+    /// Switches that set a method and its variants apart.
+    #[command(flatten)]
+    pub switches: Switches,
     /// Quantize only layers whose name, node or weight matches one of these globs.
     #[arg(long)]
     pub include: Vec<String>,
@@ -76,6 +79,64 @@ pub struct Compile {
     /// Common options.
     #[command(flatten)]
     pub common: Common,
+}
+
+/// Switches of methods; each overrides what the method itself says.
+#[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "Switches of methods")]
+pub struct Switches {
+    /// Which rows are answer rows: those whose logits are supervised, or those that carry an answer token.
+    #[arg(long, value_enum)]
+    pub answer_rows: Option<AnswerRowsArg>,
+    /// Lower bound of rho: none, the median over all layers of a kind, or over those that vision rows can reach.
+    #[arg(long, value_enum)]
+    pub floor: Option<FloorArg>,
+    /// Ranges as they are (reference code), or extended to contain zero.
+    #[arg(long, value_enum)]
+    pub range: Option<RangeArg>,
+    /// Scales rounded to their stored type before codes are made, or kept in f32 (reference code).
+    #[arg(long, value_enum)]
+    pub scales: Option<ScalesArg>,
+}
+
+/// Values of --answer-rows.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AnswerRowsArg {
+    /// Rows whose logits are supervised.
+    Shifted,
+    /// Rows that carry an answer token.
+    Unshifted,
+}
+
+/// Values of --floor.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FloorArg {
+    /// No lower bound.
+    None,
+    /// Median over all layers of a kind.
+    Median,
+    /// Median over the layers of a kind that vision rows can reach.
+    MedianLive,
+}
+
+/// Values of --range.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RangeArg {
+    /// Smallest and largest weight.
+    MinMax,
+    /// Extended to contain zero.
+    IncludeZero,
+    /// Searched per group of weights.
+    Search,
+}
+
+/// Values of --scales.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScalesArg {
+    /// Rounded to the stored type first.
+    Stored,
+    /// In f32.
+    F32,
 }
 
 /// How results are written.

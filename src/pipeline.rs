@@ -9,8 +9,8 @@ use mbqc_passes::array::Compute;
 use mbqc_passes::facts::sites::{Survey, Tower, survey};
 use mbqc_passes::ir::{Model, verify};
 use mbqc_passes::method::driver::{Chosen, Request};
-use mbqc_passes::method::{self, Method, Prepared, Samples, decide};
-use mbqc_passes::plan::{Plan, SkipKind, Skipped};
+use mbqc_passes::method::{self, Floor, MaskShift, Method, Prepared, Samples, decide};
+use mbqc_passes::plan::{Plan, RangeRule, ScaleRule, SkipKind, Skipped};
 use mbqc_passes::rewrite::apply::{self, Accuracy, Target, can_apply};
 use mbqc_passes::rewrite::fallback::Fallback;
 use mbqc_passes::run::{Runner, Walk};
@@ -18,7 +18,9 @@ use serde_json::json;
 
 use crate::Error;
 use crate::calibration::{DataSamples, Frontend, image_token, logits_output};
-use crate::cli::{AccuracyArg, Common, Compile, Emit, FallbackArg, TargetArg};
+use crate::cli::{
+    AccuracyArg, AnswerRowsArg, Common, Compile, Emit, FallbackArg, FloorArg, RangeArg, ScalesArg, TargetArg,
+};
 use crate::folder;
 use crate::onnx::{self, ReadOptions, WriteOptions, Written};
 use crate::report::coverage::Coverage;
@@ -74,7 +76,7 @@ pub fn compile(unit: Unit, output: &Path, options: &Compile, runner: &Walk) -> R
     let Unit { file, path, folder, frontend } = unit;
     let model = &file.model;
     let survey = survey(model).map_err(|source| Error::Law { pass: "survey", source })?;
-    let method = pick_method(options, &progress)?;
+    let method = &pick_method(options, &progress)?;
     let (chosen, skipped) = choose(model, &survey, options)?;
     if chosen.is_empty() {
         print_skips(&skipped, &progress);
@@ -183,7 +185,7 @@ pub fn pool(common: &Common) -> Pool {
     Pool::new(common.threads.unwrap_or(available).max(1))
 }
 
-fn pick_method(options: &Compile, progress: &Progress) -> Result<&'static Method, Error> {
+fn pick_method(options: &Compile, progress: &Progress) -> Result<Method, Error> {
     let name = match (&options.method, &options.calib) {
         (Some(name), _) => name.as_str(),
         (None, Some(_)) => "mbq",
@@ -200,6 +202,34 @@ fn pick_method(options: &Compile, progress: &Progress) -> Result<&'static Method
         method::find(name).ok_or_else(|| Error::Usage(format!("no method `{name}`; there are {}", names())))?;
     if method.needs_data() && options.calib.is_none() {
         return Err(Error::Usage(format!("method {name} needs calibration data; pass --calib, or --method range")));
+    }
+    let mut method = method.clone();
+    let switches = &options.switches;
+    if let Some(rows) = switches.answer_rows {
+        method.shift = match rows {
+            AnswerRowsArg::Shifted => MaskShift::Shifted,
+            AnswerRowsArg::Unshifted => MaskShift::Unshifted,
+        };
+    }
+    if let Some(floor) = switches.floor {
+        method.floor = match floor {
+            FloorArg::None => Floor::None,
+            FloorArg::Median => Floor::Median,
+            FloorArg::MedianLive => Floor::MedianLive,
+        };
+    }
+    if let Some(range) = switches.range {
+        method.range = match range {
+            RangeArg::MinMax => RangeRule::MinMax,
+            RangeArg::IncludeZero => RangeRule::IncludeZero,
+            RangeArg::Search => RangeRule::Search,
+        };
+    }
+    if let Some(scales) = switches.scales {
+        method.scales = match scales {
+            ScalesArg::Stored => ScaleRule::Stored,
+            ScalesArg::F32 => ScaleRule::F32,
+        };
     }
     Ok(method)
 }

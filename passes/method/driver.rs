@@ -11,7 +11,7 @@ use crate::facts::segments::{Cuts, cut};
 use crate::facts::sites::{Site, Survey};
 use crate::ir::{Model, ValueId};
 use crate::ops::Rows;
-use crate::plan::{DividedPlan, GroupPlan, Plan, Recipe, Skipped, VERSION, site_key};
+use crate::plan::{DividedPlan, GroupPlan, Plan, Recipe, ScaleRule, Skipped, VERSION, site_key};
 use crate::rewrite::reverse::ReverseError;
 use crate::run::{RunError, Runner};
 use crate::weights::{Matrix, WeightError, scale_type};
@@ -99,7 +99,7 @@ pub fn decide(request: &Request<'_>) -> Result<Prepared, Error> {
         method: method.name.to_owned(),
         source: String::new(),
         calibration: None,
-        settings: json!({ "range": method.range, "as_stored": method.as_stored }),
+        settings: json!({ "range": method.range, "scales": method.scales }),
         recipes: Vec::new(),
         groups: Vec::new(),
         skipped: request.skipped.clone(),
@@ -146,6 +146,7 @@ pub fn decide(request: &Request<'_>) -> Result<Prepared, Error> {
             k: site.k,
             format: chosen.spec.to_string(),
             range: method.range,
+            scales: method.scales,
             group: group_of.get(&chosen.site).copied(),
         });
     }
@@ -323,14 +324,14 @@ impl<'a> Calibration<'a> {
             let constant = graph
                 .find(&site.weight.name)
                 .ok_or_else(|| Error::Internal(format!("weight `{}` is not in the main graph", site.weight.name)))?;
-            let scale = if request.method.as_stored {
+            let scale = if request.method.scales == ScaleRule::Stored {
                 scale_type(site.weight.read_as)
             } else {
                 mbqc_kernels::affine::ScaleType::F32
             };
             weights.push((constant, matrix(site), spec_of[&index], scale));
         }
-        let gain = if request.method.as_stored { self.stored_gain(group) } else { None };
+        let gain = if request.method.scales == ScaleRule::Stored { self.stored_gain(group) } else { None };
         Search {
             runner: request.runner,
             model: request.model,

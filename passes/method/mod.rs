@@ -8,7 +8,7 @@ mod stream;
 pub use driver::{Prepared, Request, decide};
 pub use measure::{CalibrationSample, Samples, Sensitivity};
 
-use crate::plan::RangeRule;
+use crate::plan::{RangeRule, ScaleRule};
 
 /// How much a token row counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,9 +94,8 @@ pub struct Method {
     pub floor: Floor,
     /// Range rule of the rounding.
     pub range: RangeRule,
-    /// True to round scales to their stored type and to judge producers as stored; false reproduces the reference code,
-    /// which keeps everything in f32.
-    pub as_stored: bool,
+    /// Precision of scales, and of the producers that absorb their inverse, while candidates are judged and codes made.
+    pub scales: ScaleRule,
 }
 
 impl Method {
@@ -121,7 +120,7 @@ const PLAIN: Method = Method {
     shift: MaskShift::Shifted,
     floor: Floor::None,
     range: RangeRule::IncludeZero,
-    as_stored: true,
+    scales: ScaleRule::Stored,
 };
 
 /// All methods.
@@ -165,7 +164,7 @@ pub const METHODS: &[Method] = &[
         shift: MaskShift::Unshifted,
         floor: Floor::Median,
         range: RangeRule::MinMax,
-        as_stored: false,
+        scales: ScaleRule::F32,
         ..PLAIN
     },
 ];

@@ -1,7 +1,9 @@
 //! Changes of element type, and operators that change nothing.
 //!
-//! Floats of all widths are carried alike, so that a cast between them only changes the declared type: values are
-//! deliberately not rounded to `float16`.
+//! Floats of all widths are carried alike, and arithmetic on `float16` values is done in `f32` without rounding in
+//! between. A `Cast` to a half type, however, is part of the function a graph computes (exporters round rotary angles and
+//! pictures that way), so it does round; in double precision, where tests take finite differences, and in `CastLike`,
+//! which gradient rules write, it does not.
 
 use super::carrier::{Outputs, bools, floats, ints, read_ints};
 use super::rules::{Gradients, gradient, only_first};
@@ -19,7 +21,13 @@ const CAST: OpDef = OpDef {
     about: "The elements in another type; floats to whole numbers are cut off towards zero.",
     eval: |call| {
         let code = call.node.int("to", 0);
-        cast(call, DType::from_onnx(i32::try_from(code).unwrap_or(0)))
+        let to = DType::from_onnx(i32::try_from(code).unwrap_or(0));
+        let narrows = to != call.input(0)?.dtype;
+        let mut out = cast(call, to)?;
+        if let (true, Some(array)) = (narrows, out.first_mut()) {
+            round_to_half(array);
+        }
+        Ok(out)
     },
     flow: Flow::Keep,
     vjp: Vjp::Rule(d_cast),
@@ -123,6 +131,20 @@ fn cast(call: &Call<'_>, to: DType) -> Outputs {
     Ok(vec![out])
 }
 
+/// Rounds the elements of a half-precision array to what the type can hold, when they are carried in single precision.
+fn round_to_half(array: &mut Array) {
+    let round: fn(f32) -> f32 = match array.dtype {
+        DType::F16 => |v| half::f16::from_f32(v).to_f32(),
+        DType::BF16 => |v| half::bf16::from_f32(v).to_f32(),
+        _ => return,
+    };
+    if let Buf::F32(values) = &mut array.buf {
+        for v in std::sync::Arc::make_mut(values) {
+            *v = round(*v);
+        }
+    }
+}
+
 /// The whole number towards zero, held to the range of the type; not-a-number becomes 0.
 fn saturate(to: DType, value: f64) -> i64 {
     match to {
@@ -157,4 +179,17 @@ fn dropout(call: &Call<'_>) -> Outputs {
         outputs.push(Array::bool(x.shape.clone(), vec![true; x.len()]));
     }
     Ok(outputs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_types_round() {
+        let mut array = Array::f32([3], vec![0.1, 70_000.0, 1e-9]).with_dtype(DType::F16);
+        round_to_half(&mut array);
+        // 0.1 in binary16 is 0x2e66 = 1638 / 2^14; 70000 is beyond 65504; 1e-9 is below half of the least subnormal.
+        assert_eq!(array.as_f32().expect("carried in f32"), [1638.0 / 16384.0, f32::INFINITY, 0.0]);
+    }
 }

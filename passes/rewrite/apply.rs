@@ -8,7 +8,7 @@ use mbqc_kernels::{Packed, Pool, Spec};
 use crate::facts::sites::{Form, Site, Survey};
 use crate::ir::{Attr, DType, Edit, Graph, GraphPath, Lazy, Model, NewNode, NodeId, Place, Tensor, Type, ValueId};
 use crate::method::driver::matrix;
-use crate::plan::{GroupPlan, Plan, Recipe, path_text, site_key};
+use crate::plan::{GroupPlan, Plan, Recipe, ScaleRule, path_text, site_key};
 use crate::weights::{Scaling, WeightError, scale_type};
 
 use super::fallback::{Fallback, body};
@@ -374,7 +374,10 @@ impl Pass<'_> {
             spec,
             container,
             recipe: recipe.clone(),
-            scale: scale_type(site.weight.read_as),
+            scale: match recipe.scales {
+                ScaleRule::Stored => scale_type(site.weight.read_as),
+                ScaleRule::F32 => mbqc_kernels::affine::ScaleType::F32,
+            },
             pool: Arc::clone(self.pool),
             small: std::sync::Mutex::new(None),
         });
