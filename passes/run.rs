@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use mbqc_kernels::Pool;
 
 use crate::array::{Array, ArrayError, Compute};
-use crate::ir::{Attr, Def, Graph, Model, Node, NodeId, ValueId, walk};
+use crate::ir::{Attr, DType, Def, Graph, Model, Node, NodeId, ValueId, walk};
 use crate::ops::{self, Call, OpError};
 
 /// Domains whose operators are our own: the op table wins over a model-local function there (the function is the body
@@ -126,12 +126,28 @@ pub enum RunError {
 pub struct Walk {
     pool: Pool,
     compute: Compute,
+    casts: HalfCasts,
+}
+
+/// What a `Cast` to a half type does to floats that are carried in single precision.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HalfCasts {
+    /// Rounds: the function the graph computes where it runs.
+    #[default]
+    Round,
+    /// Keeps the value: the function of the model before it was exported in half precision.
+    Keep,
 }
 
 impl Walk {
     /// An evaluator with these threads and this precision.
     pub fn new(pool: Pool, compute: Compute) -> Walk {
-        Walk { pool, compute }
+        Walk { pool, compute, casts: HalfCasts::Round }
+    }
+
+    /// The same evaluator with another meaning of casts to half types.
+    pub fn with_casts(self, casts: HalfCasts) -> Walk {
+        Walk { casts, ..self }
     }
 
     fn fold(&self, model: &Model, segment: &mut Segment, known: &mut HashMap<ValueId, Array>) -> Result<(), RunError> {
@@ -186,6 +202,15 @@ impl Walk {
         let Some(op) = ops::find(&node.domain, &node.op) else {
             return Err(RunError::UnknownOp { node: graph.label(id), op: node.qualified_op() });
         };
+        if self.casts == HalfCasts::Keep
+            && node.is("Cast")
+            && matches!(node.int("to", 0), 10 | 16)
+            && let Some(Some(array)) = inputs.first()
+            && array.dtype.is_float()
+        {
+            let to = if node.int("to", 0) == 10 { DType::F16 } else { DType::BF16 };
+            return Ok(vec![array.clone().with_dtype(to)]);
+        }
         let attrs = scope.resolve(node);
         let node = attrs.as_ref().unwrap_or(node);
         let opset = scope.opset_of(&node.domain);

@@ -94,6 +94,9 @@ pub struct Switches {
     /// Ranges as they are (reference code), or extended to contain zero.
     #[arg(long, value_enum)]
     pub range: Option<RangeArg>,
+    /// Casts to half types round while calibrating (as the graph does where it runs), or keep the value.
+    #[arg(long, value_enum)]
+    pub half_casts: Option<HalfCastsArg>,
     /// Scales rounded to their stored type before codes are made, or kept in f32 (reference code).
     #[arg(long, value_enum)]
     pub scales: Option<ScalesArg>,
@@ -128,6 +131,15 @@ pub enum RangeArg {
     IncludeZero,
     /// Searched per group of weights.
     Search,
+}
+
+/// Values of --half-casts.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HalfCastsArg {
+    /// Round.
+    Round,
+    /// Keep the value.
+    Keep,
 }
 
 /// Values of --scales.

@@ -13,13 +13,14 @@ use mbqc_passes::method::{self, Floor, MaskShift, Method, Prepared, Samples, dec
 use mbqc_passes::plan::{Plan, RangeRule, ScaleRule, SkipKind, Skipped};
 use mbqc_passes::rewrite::apply::{self, Accuracy, Target, can_apply};
 use mbqc_passes::rewrite::fallback::Fallback;
-use mbqc_passes::run::{Runner, Walk};
+use mbqc_passes::run::{HalfCasts, Runner, Walk};
 use serde_json::json;
 
 use crate::Error;
 use crate::calibration::{DataSamples, Frontend, image_token, logits_output};
 use crate::cli::{
-    AccuracyArg, AnswerRowsArg, Common, Compile, Emit, FallbackArg, FloorArg, RangeArg, ScalesArg, TargetArg,
+    AccuracyArg, AnswerRowsArg, Common, Compile, Emit, FallbackArg, FloorArg, HalfCastsArg, RangeArg, ScalesArg,
+    TargetArg,
 };
 use crate::folder;
 use crate::onnx::{self, ReadOptions, WriteOptions, Written};
@@ -61,7 +62,7 @@ pub fn main_job(options: &Compile) -> Result<(), Error> {
 
 fn single(model: &Path, output: &Path, options: &Compile) -> Result<(), Error> {
     let pool = pool(&options.common);
-    let runner = Walk::new(pool, Compute::F32);
+    let runner = Walk::new(pool, Compute::F32).with_casts(half_casts(options));
     let file = read(model, &options.common)?;
     let folder = model.parent().map_or_else(PathBuf::new, Path::to_owned);
     let unit = Unit { file, path: model.to_owned(), folder, frontend: Frontend::none() };
@@ -177,6 +178,14 @@ pub fn read(path: &Path, common: &Common) -> Result<onnx::File, Error> {
         }
     }
     Ok(file)
+}
+
+/// What casts to half types do while calibrating.
+pub fn half_casts(options: &Compile) -> HalfCasts {
+    match options.switches.half_casts {
+        Some(HalfCastsArg::Keep) => HalfCasts::Keep,
+        Some(HalfCastsArg::Round) | None => HalfCasts::Round,
+    }
 }
 
 /// The worker threads that were asked for, else one per processor.
