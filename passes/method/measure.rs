@@ -74,9 +74,14 @@ impl ByClass {
 pub type RowMap = HashMap<ValueId, Rows>;
 
 /// Class of row `row` of a value whose rows are `rows`. Rows of unknown meaning count as prompt.
+///
+/// `rows` was traced on one sample; only what holds for every sample is used of it: the space, and (by callers) the number
+/// of elements per row. The number of tokens is this sample's.
 pub fn class_of(rows: Option<Rows>, row: usize, classes: &[Class]) -> Class {
     match rows {
-        Some(Rows { space: Space::Tokens, len, .. }) => classes.get(row % len.max(1)).copied().unwrap_or(Class::Prompt),
+        Some(Rows { space: Space::Tokens, .. }) => {
+            classes.get(row % classes.len().max(1)).copied().unwrap_or(Class::Prompt)
+        }
         Some(Rows { space: Space::Vision, .. }) => Class::Vision,
         None => Class::Prompt,
     }
