@@ -64,8 +64,7 @@ fn single(model: &Path, output: &Path, options: &Compile) -> Result<(), Error> {
     let folder = model.parent().map_or_else(PathBuf::new, Path::to_owned);
     let unit = Unit { file, path: model.to_owned(), folder, frontend: Frontend::none() };
     let outcome = compile(unit, output, options, &runner)?;
-    report(&outcome, &options.common);
-    Ok(())
+    report(&outcome, &options.common)
 }
 
 /// Compiles one graph and writes it.
@@ -310,7 +309,7 @@ fn why_nothing(skipped: &[Skipped], path: &Path) -> String {
 }
 
 /// Prints what was done: a table for people, a document for programs.
-pub fn report(outcome: &Outcome, common: &Common) {
+pub fn report(outcome: &Outcome, common: &Common) -> Result<(), Error> {
     if common.json {
         let written = outcome.written.as_ref().map(
             |w| json!({ "model": w.model, "model_bytes": w.model_bytes, "data": w.data, "data_bytes": w.data_bytes }),
@@ -322,11 +321,10 @@ pub fn report(outcome: &Outcome, common: &Common) {
             "gradients": outcome.prepared.gradients,
             "written": written,
         });
-        crate::report::print(&format!("{document:#}"));
-        return;
+        return crate::report::print(&format!("{document:#}"));
     }
     if common.quiet {
-        return;
+        return Ok(());
     }
     eprint!("{}", outcome.coverage.table());
     let declined = outcome.plan.groups.iter().filter(|g| g.declined.is_some()).count();
@@ -344,4 +342,5 @@ pub fn report(outcome: &Outcome, common: &Common) {
         }
         None => eprintln!("dry run: nothing was written"),
     }
+    Ok(())
 }
