@@ -8,12 +8,12 @@ use mbqc_kernels::{Pool, Spec};
 use mbqc_passes::array::Compute;
 use mbqc_passes::facts::sites::{Survey, Tower, survey};
 use mbqc_passes::ir::{Model, verify};
-use mbqc_passes::method::driver::{Chosen, Request};
+use mbqc_passes::method::driver::{self, Chosen, Request};
 use mbqc_passes::method::{self, Method, Prepared, Samples, decide};
 use mbqc_passes::plan::{Plan, SkipKind, Skipped};
 use mbqc_passes::rewrite::apply::{self, Accuracy, Target, can_apply};
 use mbqc_passes::rewrite::fallback::Fallback;
-use mbqc_passes::run::{Runner, Walk};
+use mbqc_passes::run::{RunError, Runner, Walk};
 use serde_json::json;
 
 use crate::Error;
@@ -84,6 +84,9 @@ pub fn compile(unit: Unit, output: &Path, options: &Compile, runner: &Walk) -> R
         print_skips(&skipped, &progress);
         return Err(Error::Strict(unsupported));
     }
+    if !options.dry_run {
+        onnx::check_output(Some(&file.source), output)?;
+    }
     let logits = logits_output(options.logits.as_deref(), &model.graph, &path)?;
     let image = image_token(options.image_token_id, &model.graph, &folder)?;
     let samples = match &options.calib {
@@ -108,7 +111,8 @@ pub fn compile(unit: Unit, output: &Path, options: &Compile, runner: &Walk) -> R
         gradient_samples: usize::MAX,
         search_samples: options.search_samples.unwrap_or(usize::MAX),
         progress: &step,
-    })?;
+    })
+    .map_err(with_way_out)?;
     let plan = &mut prepared.plan;
     plan.source = stamp::file_hash(&path)?;
     plan.calibration =
@@ -264,6 +268,14 @@ fn choose(model: &Model, survey: &Survey, options: &Compile) -> Result<(Vec<Chos
         )));
     }
     Ok((chosen, skipped))
+}
+
+/// Only methods with data run the model, so an operator that cannot be run is no obstacle to the others.
+fn with_way_out(error: driver::Error) -> Error {
+    match error {
+        driver::Error::Run(reason @ RunError::UnknownOp { .. }) => Error::Calibration { reason },
+        other => Error::Decide(other),
+    }
 }
 
 fn check_census(samples: &DataSamples<'_>, method: &Method, progress: &Progress) -> Result<(), Error> {
