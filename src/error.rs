@@ -19,6 +19,12 @@ pub enum Error {
     /// Deciding.
     #[error(transparent)]
     Decide(#[from] driver::Error),
+    /// Calibration, which runs the model.
+    #[error("{reason}; calibration runs the model, `--method range` quantizes it without")]
+    Calibration {
+        /// What cannot be run.
+        reason: RunError,
+    },
     /// Applying a plan.
     #[error(transparent)]
     Apply(#[from] ApplyError),

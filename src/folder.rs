@@ -69,8 +69,7 @@ pub fn compile(path: &Path, output: &Path, options: &Compile) -> Result<(), Erro
     let unit = Unit { file, path: folder.decoder.clone(), folder: path.to_owned(), frontend };
     if options.dry_run {
         let outcome = compile_unit(unit, output, options, &runner)?;
-        report(&outcome, &options.common);
-        return Ok(());
+        return report(&outcome, &options.common);
     }
     // Everything is put together beside the output and moved into place at the end.
     let parent = inside.parent().unwrap_or(Path::new("/")).to_owned();
@@ -99,8 +98,7 @@ pub fn compile(path: &Path, output: &Path, options: &Compile) -> Result<(), Erro
         written.model = output.join(&compiled);
         written.data = written.data.take().and_then(|d| Some(output.join(&compiled).with_file_name(d.file_name()?)));
     }
-    report(&outcome, &options.common);
-    Ok(())
+    report(&outcome, &options.common)
 }
 
 /// Copies a tree, leaving out what `skip` names.

@@ -28,7 +28,8 @@ fn run(cli: Cli) -> Result<(), Error> {
             commands::apply(&model, &plan, &output, &emit, &common)
         }
         Some(Command::Inspect { model, text, diff, calib, image_token_id, common }) => {
-            commands::inspect(&model, text, diff.as_deref(), calib.as_deref(), image_token_id, &common)
+            let what = commands::InspectRequest { model, text, diff, calib, image_token_id };
+            commands::inspect(&what, &common)
         }
         Some(Command::Verify { fp, quantized, data, samples, image_token_id, logits, common }) => {
             let what = commands::VerifyRequest { fp, quantized, data, samples, image_token_id, logits };

@@ -8,12 +8,12 @@ use mbqc_kernels::{Pool, Spec};
 use mbqc_passes::array::Compute;
 use mbqc_passes::facts::sites::{Survey, Tower, survey};
 use mbqc_passes::ir::{Model, verify};
-use mbqc_passes::method::driver::{Chosen, Request};
+use mbqc_passes::method::driver::{self, Chosen, Request};
 use mbqc_passes::method::{self, Floor, MaskShift, Method, Prepared, Samples, decide};
 use mbqc_passes::plan::{Plan, RangeRule, ScaleRule, SkipKind, Skipped};
 use mbqc_passes::rewrite::apply::{self, Accuracy, Target, can_apply};
 use mbqc_passes::rewrite::fallback::Fallback;
-use mbqc_passes::run::{HalfCasts, Runner, Walk};
+use mbqc_passes::run::{HalfCasts, RunError, Runner, Walk};
 use serde_json::json;
 
 use crate::Error;
@@ -67,8 +67,7 @@ fn single(model: &Path, output: &Path, options: &Compile) -> Result<(), Error> {
     let folder = model.parent().map_or_else(PathBuf::new, Path::to_owned);
     let unit = Unit { file, path: model.to_owned(), folder, frontend: Frontend::none() };
     let outcome = compile(unit, output, options, &runner)?;
-    report(&outcome, &options.common);
-    Ok(())
+    report(&outcome, &options.common)
 }
 
 /// Compiles one graph and writes it.
@@ -87,6 +86,9 @@ pub fn compile(unit: Unit, output: &Path, options: &Compile, runner: &Walk) -> R
     if options.strict && unsupported > 0 {
         print_skips(&skipped, &progress);
         return Err(Error::Strict(unsupported));
+    }
+    if !options.dry_run {
+        onnx::check_output(Some(&file.source), output)?;
     }
     let logits = logits_output(options.logits.as_deref(), &model.graph, &path)?;
     let image = image_token(options.image_token_id, &model.graph, &folder)?;
@@ -112,7 +114,8 @@ pub fn compile(unit: Unit, output: &Path, options: &Compile, runner: &Walk) -> R
         gradient_samples: usize::MAX,
         search_samples: options.search_samples.unwrap_or(usize::MAX),
         progress: &step,
-    })?;
+    })
+    .map_err(with_way_out)?;
     let plan = &mut prepared.plan;
     plan.source = stamp::file_hash(&path)?;
     plan.calibration =
@@ -306,6 +309,14 @@ fn choose(model: &Model, survey: &Survey, options: &Compile) -> Result<(Vec<Chos
     Ok((chosen, skipped))
 }
 
+/// Only methods with data run the model, so an operator that cannot be run is no obstacle to the others.
+fn with_way_out(error: driver::Error) -> Error {
+    match error {
+        driver::Error::Run(reason @ RunError::UnknownOp { .. }) => Error::Calibration { reason },
+        other => Error::Decide(other),
+    }
+}
+
 fn check_census(samples: &DataSamples<'_>, method: &Method, progress: &Progress) -> Result<(), Error> {
     let census = samples.census()?;
     if census.without_vision > 0 {
@@ -349,7 +360,7 @@ fn why_nothing(skipped: &[Skipped], path: &Path) -> String {
 }
 
 /// Prints what was done: a table for people, a document for programs.
-pub fn report(outcome: &Outcome, common: &Common) {
+pub fn report(outcome: &Outcome, common: &Common) -> Result<(), Error> {
     if common.json {
         let written = outcome.written.as_ref().map(
             |w| json!({ "model": w.model, "model_bytes": w.model_bytes, "data": w.data, "data_bytes": w.data_bytes }),
@@ -361,11 +372,10 @@ pub fn report(outcome: &Outcome, common: &Common) {
             "gradients": outcome.prepared.gradients,
             "written": written,
         });
-        crate::report::print(&format!("{document:#}"));
-        return;
+        return crate::report::print(&format!("{document:#}"));
     }
     if common.quiet {
-        return;
+        return Ok(());
     }
     eprint!("{}", outcome.coverage.table());
     let declined = outcome.plan.groups.iter().filter(|g| g.declined.is_some()).count();
@@ -383,4 +393,5 @@ pub fn report(outcome: &Outcome, common: &Common) {
         }
         None => eprintln!("dry run: nothing was written"),
     }
+    Ok(())
 }

@@ -65,6 +65,10 @@ pub fn write_json(path: &Path, document: &impl Serialize) -> Result<(), Error> {
 
 /// Writes a file through a temporary one that is renamed into place.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+        let reason = "found a folder, device or pipe, expected a file: the result is renamed into place".to_owned();
+        return Err(Error::Content { file: path.to_owned(), reason });
+    }
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut file = tempfile::NamedTempFile::new_in(folder).map_err(Error::file(path))?;
     file.write_all(bytes).map_err(Error::file(path))?;

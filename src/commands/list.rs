@@ -13,8 +13,7 @@ use crate::report::print;
 
 /// `mbqc list`.
 pub fn list(what: ListArg) -> Result<(), Error> {
-    print(table(what).trim_end());
-    Ok(())
+    print(table(what).trim_end())
 }
 
 /// A list as a table.
@@ -97,6 +96,5 @@ pub fn explain(name: &str) -> Result<(), Error> {
     if found.is_empty() {
         return Err(Error::Usage(format!("nothing is called `{name}`; see `mbqc list ops|formats|methods|families`")));
     }
-    print(&found.join("\n\n"));
-    Ok(())
+    print(&found.join("\n\n"))
 }

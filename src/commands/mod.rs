@@ -17,7 +17,7 @@ use crate::report::progress::Progress;
 use crate::{Error, stamp};
 
 pub use bake::bake;
-pub use inspect::inspect;
+pub use inspect::{InspectRequest, inspect};
 pub use list::{explain, list};
 pub use run::run;
 pub use verify::{VerifyRequest, verify};

@@ -176,8 +176,7 @@ fn report(
             "samples": metrics.samples,
             "unsupervised": metrics.unsupervised,
         });
-        print(&format!("{document:#}"));
-        return Ok(());
+        return print(&format!("{document:#}"));
     }
     let mut lines = vec![format!("{} samples, {} supervised tokens", summary.samples, summary.tokens)];
     let row = |name: &str, e: &Estimate| format!("{name:<34} {:>10.5} +- {:.5}", e.mean, e.se);
@@ -206,6 +205,5 @@ fn report(
             cell(Class::Prompt)
         ));
     }
-    print(&lines.join("\n"));
-    Ok(())
+    print(&lines.join("\n"))
 }

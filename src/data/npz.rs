@@ -58,14 +58,18 @@ pub fn read_arrays(path: &Path) -> Result<IndexMap<String, Array>, Error> {
     each.collect()
 }
 
-/// Writes arrays under their names. The same arrays give the same bytes.
+/// Writes arrays under their names. The same arrays give the same bytes; the file appears when it is complete.
 pub fn write<'a>(path: &Path, arrays: impl IntoIterator<Item = (&'a str, Npy)>, packing: Packing) -> Result<(), Error> {
     let container = |e: zip::result::ZipError| Error::Io { path: path.to_owned(), source: e.into() };
     let method = match packing {
         Packing::Stored => CompressionMethod::Stored,
         Packing::Deflated => CompressionMethod::Deflated,
     };
-    let file = File::create(path).map_err(Error::io(path))?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let file = builder.prefix(".mbqc-").suffix(".part").tempfile_in(folder).map_err(Error::io(path))?;
     let mut archive = ZipWriter::new(BufWriter::new(file));
     for (name, npy) in arrays {
         let bytes = npy.encode();
@@ -77,7 +81,9 @@ pub fn write<'a>(path: &Path, arrays: impl IntoIterator<Item = (&'a str, Npy)>, 
         archive.start_file(format!("{name}.npy"), options).map_err(container)?;
         archive.write_all(&bytes).map_err(Error::io(path))?;
     }
-    archive.finish().map_err(container)?.flush().map_err(Error::io(path))
+    let file = archive.finish().map_err(container)?.into_inner().map_err(|e| Error::io(path)(e.into_error()))?;
+    file.persist(path).map_err(|e| Error::io(path)(e.error))?;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -15,4 +15,4 @@ mod write;
 
 pub use error::Error;
 pub use read::{File, ReadOptions, Source, read, read_bytes};
-pub use write::{Placement, WriteOptions, Written, write};
+pub use write::{Placement, WriteOptions, Written, check_output, write};

@@ -5,8 +5,15 @@ pub mod coverage;
 pub mod metrics;
 pub mod progress;
 
-/// Prints to standard output: the only place that does.
-#[expect(clippy::print_stdout, reason = "results go to standard output, everything else to standard error")]
-pub fn print(text: &str) {
-    println!("{text}");
+use std::io::{ErrorKind, Write};
+
+use crate::Error;
+
+/// Prints a result to standard output: the only place that does. A reader that has seen enough (`| head`) is no error.
+pub fn print(text: &str) -> Result<(), Error> {
+    let mut out = std::io::stdout().lock();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Error::file("standard output")(error)),
+        _ => Ok(()),
+    }
 }

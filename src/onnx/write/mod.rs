@@ -133,9 +133,23 @@ fn made(file: &Path, tensor: &str, lazy: &Lazy) -> Result<Bytes, Error> {
     lazy.produce().map_err(|reason| Error::Payload { file: file.to_owned(), tensor: tensor.to_owned(), reason })
 }
 
+/// Finds out whether [`write()`] could write to `path`, before work is spent on what is to be written. Leaves nothing.
+pub fn check_output(source: Option<&Source>, path: &Path) -> Result<(), Error> {
+    let data_path = data_path(path)?;
+    if let Some(source) = source {
+        check_inputs(source, path, &data_path)?;
+    }
+    Output::begin(path).map(drop)
+}
+
 /// The data file of a model written to `path`.
 fn data_path(path: &Path) -> Result<PathBuf, Error> {
+    let device = fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir());
     match path.file_stem().and_then(|stem| stem.to_str()) {
+        _ if device => Err(Error::Output {
+            file: path.to_owned(),
+            reason: "found a device or pipe, expected a file: the result is renamed into place".to_owned(),
+        }),
         Some(stem) if !path.is_dir() => Ok(path.with_file_name(format!("{stem}.onnx.data"))),
         _ => Err(Error::Output {
             file: path.to_owned(),
