@@ -476,7 +476,10 @@ mod tests {
         let none_of_huge = Some(Array::i64([2], vec![0, i64::MAX]));
         for shape in [huge, none_of_huge] {
             let x = Some(Array::f32([1, 1], vec![1.0]));
-            assert!(matches!(eval(&node("ConstantOfShape", vec![], 1), std::slice::from_ref(&shape), 17), Err(OpError::Shape(_))));
+            assert!(matches!(
+                eval(&node("ConstantOfShape", vec![], 1), std::slice::from_ref(&shape), 17),
+                Err(OpError::Shape(_))
+            ));
             assert!(matches!(eval(&node("Tile", vec![], 1), &[x.clone(), shape.clone()], 17), Err(OpError::Shape(_))));
             assert!(matches!(eval(&node("Expand", vec![], 1), &[x, shape], 17), Err(OpError::Shape(_))));
         }
