@@ -86,6 +86,7 @@ fn files() -> Vec<String> {
     let mut found = Vec::new();
     visit(root(), "", &is_ignored, &mut found);
     found.sort();
+    assert!(found.iter().any(|name| name == "src/main.rs"), "the checkout is at {}", root().display());
     found
 }
 
