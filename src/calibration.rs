@@ -144,6 +144,7 @@ pub struct DataSamples<'a> {
 
 impl<'a> DataSamples<'a> {
     /// Samples for `model`'s graph, whose configuration files lie in `folder`.
+    #[expect(clippy::too_many_arguments, reason = "where samples come from and what they are made for")]
     pub fn open(
         path: &Path,
         folder: &Path,
@@ -184,7 +185,7 @@ impl<'a> DataSamples<'a> {
         let classes = sample.classes(&places, self.shift)?;
         let labels = sample.labels.clone().unwrap_or_else(|| vec![-100; sample.tokens()]);
         let feeds = by_value(self.graph, &named);
-        Ok((CalibrationSample { feeds, classes, labels }, sample.kind.clone()))
+        Ok((CalibrationSample { feeds, classes, labels }, sample.kind))
     }
 
     /// Counts over all samples that decide whether the data can be used: samples without vision rows, without answers.

@@ -23,7 +23,7 @@ pub struct Site {
     pub n: usize,
     /// Input channels.
     pub k: usize,
-    /// The activation it reads, `[.., k]` (for [`Side::Left`] `[.., k, tokens]`).
+    /// The activation it reads, `[.., k]` (for [`Form::Left`] `[.., k, tokens]`).
     pub x: ValueId,
     /// Output of the node itself.
     pub y: ValueId,

@@ -160,6 +160,7 @@ pub fn answer_loss(logits: &Array, labels: &[i64]) -> Result<Option<(f64, Array)
 
 /// Gradients of the answer cross-entropy at `values`, accumulated per class. The backward pass walks the segments in
 /// reverse and computes each one's forward values again from its frontier.
+#[expect(clippy::too_many_arguments, reason = "what a gradient pass needs, all of it shared and read-only")]
 pub fn sensitivities(
     runner: &dyn Runner,
     model: &Model,

@@ -106,7 +106,7 @@ pub fn verify(request: &VerifyRequest, common: &Common) -> Result<(), Error> {
         Ok(Prepared { model, samples, segment })
     };
     let a = prepare(&fp.model, &fp.folder, fp_frontend, logits, shared.iter().map(|s| s.1).collect())?;
-    let b = prepare(&quantized.model, &quantized.folder, q_frontend, q_logits, shared.iter().map(|s| s.2).collect())?;
+    let b = prepare(&quantized.model, &fp.folder, q_frontend, q_logits, shared.iter().map(|s| s.2).collect())?;
 
     use mbqc_passes::method::Samples;
     let count = a.samples.len().min(b.samples.len());

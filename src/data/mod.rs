@@ -1,6 +1,6 @@
 //! Calibration and evaluation data on disk.
 //!
-//! A [`Set`] is a `.npz` file or a folder of them; a [`Sample`] is one token sequence with its masks; [`bind`] gives
+//! A [`Set`] is a `.npz` file or a folder of them; a [`Sample`] is one token sequence with its masks; [`bind()`] gives
 //! every input of a graph its array. The [`loss`] is the cross-entropy of the answer tokens.
 
 use std::path::{Path, PathBuf};

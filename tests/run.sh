@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# All tests: makes the Python environment of the oracles, then runs the tests of every crate and the doc tests.
+#
+#   MBQC_PYTHON=...       use this Python instead of making .venv; it must have tests/requirements.txt installed
+#   MBQC_FORBID_SKIPS=1   a missing oracle is an error instead of a skipped test
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+forbid_skips=${MBQC_FORBID_SKIPS:-0}
+verdict="FAILED"
+trap 'echo "tests/run.sh: $verdict"' EXIT
+
+# Makes .venv, or leaves it alone when it holds what tests/requirements.txt asks for.
+make_venv() {
+    command -v python3 >/dev/null || { echo "no python3 on the path" >&2; return 1; }
+    local python=.venv/bin/python stamp=.venv/requirements.stamp wanted
+    wanted=$(python3 -c 'import hashlib, sys
+print(hashlib.sha256(open("tests/requirements.txt", "rb").read()).hexdigest(), *sys.version_info[:2])') || return 1
+    if [[ -x $python && -f $stamp && $(<"$stamp") == "$wanted" ]] && "$python" -c '' 2>/dev/null; then
+        return 0
+    fi
+    echo "making .venv for the oracles"
+    python3 -m venv --clear .venv || return 1
+    "$python" -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt || return 1
+    echo "$wanted" >"$stamp"
+}
+
+skipped=""
+if [[ -z ${MBQC_PYTHON:-} ]]; then
+    if make_venv; then
+        export MBQC_PYTHON="$PWD/.venv/bin/python"
+    elif [[ $forbid_skips == 1 ]]; then
+        echo "no Python environment for the oracles, and MBQC_FORBID_SKIPS=1 forbids to go on without it" >&2
+        exit 1
+    else
+        echo "no Python environment for the oracles: tests that compare with onnxruntime will be skipped" >&2
+        skipped=" (without the oracles: no Python environment)"
+    fi
+fi
+
+if cargo nextest --version >/dev/null 2>&1; then
+    cargo nextest run --workspace
+else
+    cargo test --workspace --lib --bins --tests
+fi
+# nextest runs no doc tests.
+cargo test --workspace --doc
+
+verdict="all tests passed$skipped"
