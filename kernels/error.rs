@@ -76,6 +76,20 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// The same error of a matrix of which only the rows from `first` on were looked at.
+    pub fn below(self, first: usize) -> Error {
+        match self {
+            Error::NotFinite { row, column, value } => Error::NotFinite { row: row + first, column, value },
+            Error::ScaleOverflow { row, group, scale, stored } => {
+                Error::ScaleOverflow { row: row + first, group, scale, stored }
+            }
+            Error::ZeroPoint { row, group, value, bits } => Error::ZeroPoint { row: row + first, group, value, bits },
+            other => other,
+        }
+    }
+}
+
 /// `Ok` if `found` is the length that the shape asks for.
 pub(crate) fn check_length(what: &'static str, found: usize, expected: usize) -> Result<(), Error> {
     if found == expected { Ok(()) } else { Err(Error::Length { what, found, expected }) }

@@ -70,6 +70,12 @@ impl Scaling {
     }
 }
 
+/// Weights in a block that is quantized at a time, unless that is less than [`LINE`] rows.
+const BLOCK: usize = 1 << 18;
+
+/// Output channels whose 16-bit weights fill two cache lines.
+const LINE: usize = 64;
+
 /// A weight of known size.
 #[derive(Clone, Debug)]
 pub struct Matrix {
@@ -113,8 +119,7 @@ impl Matrix {
         Ok(out)
     }
 
-    /// Codes of the scaled weight. Works in blocks of output channels, in parallel, so that beside the codes only a few
-    /// blocks are held in f32.
+    /// Codes of the scaled weight.
     pub fn quantize(
         &self,
         scaling: &Scaling,
@@ -123,17 +128,6 @@ impl Matrix {
         scale: ScaleType,
         pool: &Pool,
     ) -> Result<Codes, WeightError> {
-        let rounding = Rounding {
-            bits: spec.format.bits,
-            group: spec.group,
-            range: match rule {
-                RangeRule::MinMax => affine::Range::Reference,
-                RangeRule::IncludeZero | RangeRule::Search => affine::Range::IncludeZero,
-            },
-            scale,
-        };
-        let block = (1usize << 18).div_ceil(self.k.max(1)).clamp(16, 1024).next_multiple_of(16);
-        let blocks = self.n.div_ceil(block);
         let groups = self.k.div_ceil(spec.group);
         let mut all = Codes {
             n: self.n,
@@ -144,30 +138,51 @@ impl Matrix {
             scales: Vec::with_capacity(self.n * groups),
             zero_points: Vec::with_capacity(self.n * groups),
         };
+        for block in self.quantize_blocks(scaling, spec, rule, scale, pool, |codes| codes) {
+            let block = block?;
+            all.codes.extend_from_slice(&block.codes);
+            all.scales.extend_from_slice(&block.scales);
+            all.zero_points.extend_from_slice(&block.zero_points);
+        }
+        Ok(all)
+    }
+
+    /// Codes of the scaled weight, a block of output channels after the other in order. `keep` turns the codes of a block
+    /// into what is wanted of them. Blocks are made in parallel, some at a time, so that whoever drops them holds a few
+    /// megabytes per thread however large the weight is.
+    pub fn quantize_blocks<'a, T: Send + 'a>(
+        &'a self,
+        scaling: &'a Scaling,
+        spec: Spec,
+        rule: RangeRule,
+        scale: ScaleType,
+        pool: &'a Pool,
+        keep: impl Fn(Codes) -> T + Sync + 'a,
+    ) -> impl Iterator<Item = Result<T, WeightError>> + 'a {
+        let rounding = Rounding {
+            bits: spec.format.bits,
+            group: spec.group,
+            range: match rule {
+                RangeRule::MinMax => affine::Range::Reference,
+                RangeRule::IncludeZero | RangeRule::Search => affine::Range::IncludeZero,
+            },
+            scale,
+        };
+        let quantize = if rule == RangeRule::Search { affine::search_range } else { affine::quantize };
+        // Whole cache lines of a weight that is stored transposed.
+        let block = (BLOCK / self.k.max(1)).clamp(LINE, 1024).next_multiple_of(LINE);
+        let blocks = self.n.div_ceil(block);
         let batch = pool.threads() * 4;
-        for first in (0..blocks).step_by(batch) {
-            let parts = pool.map(batch.min(blocks - first), |i| {
+        (0..blocks).step_by(batch).flat_map(move |first| {
+            pool.map(batch.min(blocks - first), |i| {
                 let start = (first + i) * block;
                 let rows = start..self.n.min(start + block);
                 let mut w = self.rows(rows.clone())?;
                 scaling.apply(&mut w, rows.clone(), self.k);
-                let quantize = if rule == RangeRule::Search { affine::search_range } else { affine::quantize };
-                let at_row = |error| match error {
-                    mbqc_kernels::Error::NotFinite { row, column, value } => {
-                        mbqc_kernels::Error::NotFinite { row: row + rows.start, column, value }
-                    }
-                    other => other,
-                };
-                self.kernel(quantize(&w, rows.len(), self.k, &rounding).map_err(at_row))
-            });
-            for part in parts {
-                let part = part?;
-                all.codes.extend_from_slice(&part.codes);
-                all.scales.extend_from_slice(&part.scales);
-                all.zero_points.extend_from_slice(&part.zero_points);
-            }
-        }
-        Ok(all)
+                let codes = quantize(&w, rows.len(), self.k, &rounding);
+                self.kernel(codes.map_err(|error| error.below(rows.start))).map(&keep)
+            })
+        })
     }
 
     /// A matrix `[n, k]` in f32 in the orientation in which the file stores the weight.

@@ -15,7 +15,7 @@ pub use dtype::DType;
 pub use edit::{Edit, NewNode, Place};
 pub use graph::{Def, Dim, Graph, GraphBuilder, Node, NodeId, Origin, Type, Uses, Value, ValueId};
 pub use model::{Function, GraphPath, Model};
-pub use tensor::{Data, Lazy, Tensor};
+pub use tensor::{Data, Lazy, Sink, Tensor};
 
 /// A broken law of the IR.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -29,10 +29,13 @@ pub enum Data {
     Lazy(Lazy),
 }
 
-type Produce = dyn Fn() -> Result<Bytes, String> + Send + Sync;
+/// Takes the pieces of a payload in order.
+pub type Sink<'a> = dyn FnMut(&[u8]) -> Result<(), String> + 'a;
+
+type Produce = dyn Fn(&mut Sink<'_>) -> Result<(), String> + Send + Sync;
 
 /// A payload of known length that is computed on demand and not kept, so that a model larger than memory can be
-/// written tensor by tensor. Two are equal when they are clones of one another.
+/// written piece by piece. Two are equal when they are clones of one another.
 #[derive(Clone)]
 pub struct Lazy {
     len: usize,
@@ -42,6 +45,15 @@ pub struct Lazy {
 impl Lazy {
     /// A payload of `len` bytes that `produce` makes, the same bytes at every call.
     pub fn new(len: usize, produce: impl Fn() -> Result<Bytes, String> + Send + Sync + 'static) -> Lazy {
+        Lazy::in_pieces(len, move |sink| sink(&produce()?))
+    }
+
+    /// A payload of `len` bytes that `produce` hands over piece by piece, the same bytes at every call. It stops at the
+    /// first error and answers it.
+    pub fn in_pieces(
+        len: usize,
+        produce: impl Fn(&mut Sink<'_>) -> Result<(), String> + Send + Sync + 'static,
+    ) -> Lazy {
         Lazy { len, produce: Arc::new(produce) }
     }
 
@@ -55,13 +67,29 @@ impl Lazy {
         self.len == 0
     }
 
-    /// Makes the bytes. Answers a message when that fails or when their number is not the promised one.
+    /// Makes the bytes and holds them all. Answers a message when that fails or when their number is not the promised
+    /// one.
     pub fn produce(&self) -> Result<Bytes, String> {
-        let bytes = (self.produce)()?;
-        if bytes.len() == self.len {
-            Ok(bytes)
+        let mut bytes = Vec::with_capacity(self.len);
+        self.produce_into(&mut |piece| {
+            bytes.extend_from_slice(piece);
+            Ok(())
+        })?;
+        Ok(bytes.into())
+    }
+
+    /// Makes the bytes and hands them to `sink` piece by piece. Answers a message when either of them fails or when the
+    /// number of bytes is not the promised one.
+    pub fn produce_into(&self, sink: &mut Sink<'_>) -> Result<(), String> {
+        let mut found = 0;
+        (self.produce)(&mut |piece| {
+            found += piece.len();
+            sink(piece)
+        })?;
+        if found == self.len {
+            Ok(())
         } else {
-            Err(format!("a payload of {} bytes was promised, {} were produced", self.len, bytes.len()))
+            Err(format!("a payload of {} bytes was promised, {found} were produced", self.len))
         }
     }
 

@@ -1,14 +1,17 @@
 //! From plan to graph: the only pass that knows formats.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
-use mbqc_kernels::{Packed, Pool, Spec};
+use mbqc_kernels::affine::{Codes, ScaleType};
+use mbqc_kernels::{Pool, Spec};
 
 use crate::facts::sites::{Form, Site, Survey};
-use crate::ir::{Attr, DType, Edit, Graph, GraphPath, Lazy, Model, NewNode, NodeId, Place, Tensor, Type, ValueId};
+use crate::ir::{
+    Attr, DType, Edit, Graph, GraphPath, Lazy, Model, NewNode, NodeId, Place, Sink, Tensor, Type, ValueId,
+};
 use crate::method::driver::matrix;
-use crate::plan::{GroupPlan, Plan, Recipe, ScaleRule, path_text, site_key};
+use crate::plan::{GroupPlan, Plan, RangeRule, Recipe, ScaleRule, path_text, site_key};
 use crate::weights::{Scaling, WeightError, scale_type};
 
 use super::fallback::{Fallback, body};
@@ -373,13 +376,13 @@ impl Pass<'_> {
             scaling,
             spec,
             container,
-            recipe: recipe.clone(),
+            range: recipe.range,
             scale: match recipe.scales {
                 ScaleRule::Stored => scale_type(site.weight.read_as),
                 ScaleRule::F32 => mbqc_kernels::affine::ScaleType::F32,
             },
             pool: Arc::clone(self.pool),
-            small: std::sync::Mutex::new(None),
+            waiting: Mutex::default(),
         });
         let (n, groups) = (site.n, site.k.div_ceil(spec.group));
         let bits = container.bits as usize;
@@ -442,57 +445,68 @@ fn four_bits() -> &'static mbqc_kernels::Format {
     mbqc_kernels::FORMATS.iter().find(|f| f.name == "w4").expect("law: the list of formats has w4")
 }
 
-/// Quantizes a weight when the writer asks. Codes are made anew for each request; scales and zero points, a small part,
-/// are kept from the first.
+/// Quantizes a weight when the writer asks, block by block. Each of the three parts comes out of the same pass over the
+/// weight: scales and zero points, the small ones, wait from then on until they are asked for, which is soon, since they
+/// follow the codes in the file. A part that is asked for again is made anew.
 struct PackedSource {
     matrix: crate::weights::Matrix,
     scaling: Scaling,
     spec: Spec,
     /// The format whose bytes are stored: another one than the codes' where 3-bit codes go into 4-bit containers.
     container: &'static mbqc_kernels::Format,
-    recipe: Recipe,
-    scale: mbqc_kernels::affine::ScaleType,
+    range: RangeRule,
+    scale: ScaleType,
     pool: Arc<Pool>,
-    small: std::sync::Mutex<Option<(Vec<f32>, Vec<u8>)>>,
+    waiting: Mutex<Waiting>,
+}
+
+/// Parts that were made and not yet asked for.
+#[derive(Default)]
+struct Waiting {
+    scales: Option<Vec<u8>>,
+    zero_points: Option<Vec<u8>>,
 }
 
 impl PackedSource {
-    fn pack(&self) -> Result<Packed, String> {
-        let codes = self
-            .matrix
-            .quantize(&self.scaling, self.spec, self.recipe.range, self.scale, &self.pool)
-            .map_err(|e| e.to_string())?;
-        let codes = mbqc_kernels::affine::Codes { bits: self.container.bits, ..codes };
-        Ok((self.container.pack)(&codes))
-    }
-
-    fn small(&self) -> Result<(Vec<f32>, Vec<u8>), String> {
-        let mut small = self.small.lock().map_err(|_| "a worker panicked".to_owned())?;
-        if let Some(found) = small.as_ref() {
-            return Ok(found.clone());
-        }
-        let packed = self.pack()?;
-        let made = (packed.scales, packed.zero_points);
-        *small = Some(made.clone());
-        Ok(made)
-    }
-
-    fn codes(&self) -> Result<Vec<u8>, String> {
-        let packed = self.pack()?;
-        let mut small = self.small.lock().map_err(|_| "a worker panicked".to_owned())?;
-        *small = Some((packed.scales, packed.zero_points));
-        Ok(packed.b)
-    }
-
-    fn scales(&self) -> Result<Vec<u8>, String> {
-        let (scales, _) = self.small()?;
+    /// Hands the packed codes to `sink`.
+    fn codes(&self, sink: &mut Sink<'_>) -> Result<(), String> {
         let dtype = self.matrix.weight.read_as;
-        let tensor = Tensor::floats(dtype, [scales.len()], &scales);
-        Ok(tensor.ok_or_else(|| format!("scales cannot be stored as {dtype}"))?.bytes().to_vec())
+        let (mut scales, mut zero_points) = (Vec::new(), Vec::new());
+        let pack = |codes| (self.container.pack)(&Codes { bits: self.container.bits, ..codes });
+        let Self { matrix, scaling, spec, range, scale, pool, .. } = self;
+        for packed in matrix.quantize_blocks(scaling, *spec, *range, *scale, pool, pack) {
+            let packed = packed.map_err(|error| error.to_string())?;
+            let stored = Tensor::floats(dtype, packed.scale_dims, &packed.scales);
+            let stored = stored.ok_or_else(|| format!("scales cannot be stored as {dtype}"))?;
+            scales.extend_from_slice(stored.bytes());
+            zero_points.extend_from_slice(&packed.zero_points);
+            sink(&packed.b)?;
+        }
+        let mut waiting = self.waiting()?;
+        *waiting = Waiting { scales: Some(scales), zero_points: Some(zero_points) };
+        Ok(())
     }
 
-    fn zero_points(&self) -> Result<Vec<u8>, String> {
-        Ok(self.small()?.1)
+    fn scales(&self, sink: &mut Sink<'_>) -> Result<(), String> {
+        sink(&self.small(|waiting| waiting.scales.take())?)
+    }
+
+    fn zero_points(&self, sink: &mut Sink<'_>) -> Result<(), String> {
+        sink(&self.small(|waiting| waiting.zero_points.take())?)
+    }
+
+    fn small(&self, take: fn(&mut Waiting) -> Option<Vec<u8>>) -> Result<Vec<u8>, String> {
+        let found = take(&mut *self.waiting()?);
+        if let Some(found) = found {
+            return Ok(found);
+        }
+        self.codes(&mut |_| Ok(()))?;
+        let made = take(&mut *self.waiting()?);
+        made.ok_or_else(|| "another thread took the part that was just made".to_owned())
+    }
+
+    fn waiting(&self) -> Result<MutexGuard<'_, Waiting>, String> {
+        self.waiting.lock().map_err(|_| "a worker panicked".to_owned())
     }
 }
 
@@ -501,10 +515,10 @@ fn lazy(
     dims: Vec<usize>,
     len: usize,
     source: &Arc<PackedSource>,
-    part: fn(&PackedSource) -> Result<Vec<u8>, String>,
+    part: fn(&PackedSource, &mut Sink<'_>) -> Result<(), String>,
 ) -> Tensor {
     let source = Arc::clone(source);
-    Tensor { dtype, dims, data: crate::ir::Data::Lazy(Lazy::new(len, move || part(&source).map(Into::into))) }
+    Tensor::lazy(dtype, dims, Lazy::in_pieces(len, move |sink| part(&source, sink)))
 }
 
 /// A name that the graph does not have yet.

@@ -11,7 +11,6 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
 use mbqc_passes::ir::{Lazy, Model};
 use prost::Message;
 use tempfile::{Builder, NamedTempFile};
@@ -61,7 +60,7 @@ const CHUNK: usize = 8 << 20;
 ///
 /// `source` is the file the model was read from: whatever is unchanged since then is given back as it was, and a model
 /// nobody touched gives the same bytes. Payloads are copied from map to file piece by piece; those made on demand are
-/// made one after the other and dropped. Both files appear under their names only when they are complete.
+/// made one after the other, and no more of them is held than one piece. Both files appear under their names only when they are complete.
 pub fn write(source: Option<&Source>, model: &Model, path: &Path, options: &WriteOptions) -> Result<Written, Error> {
     let data_path = data_path(path)?;
     if let Some(source) = source {
@@ -101,13 +100,13 @@ pub fn write(source: Option<&Source>, model: &Model, path: &Path, options: &Writ
         data.pad_to(blob.offset)?;
         match &blob.data {
             Payload::Ready(bytes) => data.put(bytes)?,
-            Payload::Lazy(lazy) => data.put(&made(path, &blob.tensor, lazy)?)?,
+            Payload::Lazy(lazy) => data.make(path, &blob.tensor, lazy)?,
         }
     }
     let mut main = Output::begin(path)?;
     for piece in &pieces {
         match layout.filling(piece) {
-            Some((tensor, lazy)) => main.put(&made(path, tensor, lazy)?)?,
+            Some((tensor, lazy)) => main.make(path, tensor, lazy)?,
             None => main.put(piece)?,
         }
     }
@@ -127,10 +126,6 @@ pub fn write(source: Option<&Source>, model: &Model, path: &Path, options: &Writ
         return Err(error);
     }
     Ok(Written { model: path.to_owned(), model_bytes, data: has_data.then_some(data_path), data_bytes })
-}
-
-fn made(file: &Path, tensor: &str, lazy: &Lazy) -> Result<Bytes, Error> {
-    lazy.produce().map_err(|reason| Error::Payload { file: file.to_owned(), tensor: tensor.to_owned(), reason })
 }
 
 /// Finds out whether [`write()`] could write to `path`, before work is spent on what is to be written. Leaves nothing.
@@ -215,6 +210,23 @@ impl<'a> Output<'a> {
         }
         self.written += bytes.len() as u64;
         Ok(())
+    }
+
+    /// Makes a payload, writing its pieces as they come. `model` is the model that `tensor` belongs to, for messages.
+    fn make(&mut self, model: &Path, tensor: &str, lazy: &Lazy) -> Result<(), Error> {
+        let mut unwritten = None;
+        let made = lazy.produce_into(&mut |piece| {
+            self.put(piece).map_err(|error| {
+                let reason = error.to_string();
+                unwritten = Some(error);
+                reason
+            })
+        });
+        match (unwritten, made) {
+            (Some(error), _) => Err(error),
+            (None, Ok(())) => Ok(()),
+            (None, Err(reason)) => Err(Error::Payload { file: model.to_owned(), tensor: tensor.to_owned(), reason }),
+        }
     }
 
     fn pad_to(&mut self, offset: u64) -> Result<(), Error> {
