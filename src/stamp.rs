@@ -70,7 +70,11 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), Error> {
         return Err(Error::Content { file: path.to_owned(), reason });
     }
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(folder).map_err(Error::file(path))?;
+    let mut builder = tempfile::Builder::new();
+    // As for any new file: readable by whom the user's mask allows.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.tempfile_in(folder).map_err(Error::file(path))?;
     file.write_all(bytes).map_err(Error::file(path))?;
     file.persist(path).map_err(|e| Error::File { file: path.to_owned(), source: e.error })?;
     Ok(())
