@@ -255,16 +255,21 @@ pub fn logits_output(asked: Option<&str>, graph: &Graph, file: &Path) -> Result<
     let names = || graph.outputs().iter().map(|v| graph.name(*v)).collect::<Vec<_>>().join(", ");
     let missing = |reason: String| Error::Content { file: file.to_owned(), reason };
     let output = |name: &str| graph.outputs().iter().copied().find(|v| graph.name(*v) == name);
-    if let Some(name) = asked {
-        return output(name).ok_or_else(|| missing(format!("no output `{name}`; the outputs are {}", names())));
-    }
     let float = |v: &ValueId| match &graph.value(*v).ty {
         Some(Type::Tensor(dtype, _)) => dtype.is_float(),
         _ => true,
     };
+    if let Some(name) = asked {
+        let found = output(name).ok_or_else(|| missing(format!("no output `{name}`; the outputs are {}", names())))?;
+        let refuse = || {
+            missing(format!("output `{name}` holds no floats, so it has no cross-entropy; the outputs are {}", names()))
+        };
+        return Some(found).filter(float).ok_or_else(refuse);
+    }
     output("logits")
+        .filter(float)
         .or_else(|| graph.outputs().iter().copied().find(float))
-        .ok_or_else(|| missing(format!("no float output among {}", names())))
+        .ok_or_else(|| missing(format!("no float output among {}; logits are needed to judge by", names())))
 }
 
 /// Class of a row for reports.

@@ -1,5 +1,6 @@
 //! What a user meets when something cannot be done.
 
+use std::io;
 use std::path::PathBuf;
 
 use mbqc_passes::method::driver;
@@ -25,6 +26,12 @@ pub enum Error {
         /// What cannot be run.
         reason: RunError,
     },
+    /// A weight that has no quantized value.
+    #[error("{reason}; repair the weight, or keep the layer as it is with --exclude")]
+    Weight {
+        /// Which weight, where in it, and what was found.
+        reason: String,
+    },
     /// Applying a plan.
     #[error(transparent)]
     Apply(#[from] ApplyError),
@@ -45,7 +52,7 @@ pub enum Error {
         /// The file.
         file: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// A file whose content does not fit.
     #[error("{}: {reason}", file.display())]
@@ -77,8 +84,19 @@ impl Error {
     }
 
     /// For `map_err` on file operations.
-    pub fn file(file: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Error {
+    pub fn file(file: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Error {
         let file = file.into();
-        move |source| Error::File { file, source }
+        move |source| Error::File { file, source: plain(source) }
+    }
+}
+
+/// What the system said, without the name of a temporary file, which means nothing to a user.
+pub(crate) fn plain(error: io::Error) -> io::Error {
+    match error.get_ref().map(ToString::to_string) {
+        Some(text) => match text.split_once(" at path ") {
+            Some((said, _)) => io::Error::new(error.kind(), said),
+            None => error,
+        },
+        None => error,
     }
 }

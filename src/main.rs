@@ -10,10 +10,15 @@ fn main() -> ExitCode {
     match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            let mut told = error.to_string();
+            eprintln!("error: {told}");
             let mut source = std::error::Error::source(&error);
             while let Some(cause) = source {
-                eprintln!("  caused by: {cause}");
+                let text = cause.to_string();
+                if !told.contains(&text) {
+                    eprintln!("  caused by: {text}");
+                    told = text;
+                }
                 source = cause.source();
             }
             ExitCode::from(error.exit_code())

@@ -57,12 +57,21 @@ pub fn main_job(options: &Compile) -> Result<(), Error> {
     let (Some(model), Some(output)) = (&options.model, &options.output) else {
         return Err(Error::Usage("a model and an output are needed: mbqc MODEL -o OUT".to_owned()));
     };
+    for (option, count) in [("--samples", options.samples), ("--search-samples", options.search_samples)] {
+        if count == Some(0) {
+            return Err(Error::Usage(format!("{option} 0: calibration needs at least one sample")));
+        }
+    }
     if model.is_dir() { folder::compile(model, output, options) } else { single(model, output, options) }
 }
 
 fn single(model: &Path, output: &Path, options: &Compile) -> Result<(), Error> {
+<<<<<<< HEAD
     let pool = pool(&options.common);
     let runner = Walk::new(pool, Compute::F32).with_casts(half_casts(options));
+=======
+    let runner = Walk::new(pool(&options.common), Compute::F32);
+>>>>>>> cli
     let file = read(model, &options.common)?;
     let folder = model.parent().map_or_else(PathBuf::new, Path::to_owned);
     let unit = Unit { file, path: model.to_owned(), folder, frontend: Frontend::none() };
@@ -76,8 +85,12 @@ pub fn compile(unit: Unit, output: &Path, options: &Compile, runner: &Walk) -> R
     let Unit { file, path, folder, frontend } = unit;
     let model = &file.model;
     let survey = survey(model).map_err(|source| Error::Law { pass: "survey", source })?;
+<<<<<<< HEAD
     let method = &pick_method(options, &progress)?;
+=======
+>>>>>>> cli
     let (chosen, skipped) = choose(model, &survey, options)?;
+    let method = pick_method(options, &progress)?;
     if chosen.is_empty() {
         print_skips(&skipped, &progress);
         return Err(Error::Nothing(why_nothing(&skipped, &path)));
@@ -169,7 +182,10 @@ pub fn emit(
     let mut result = apply::apply(&file.model, survey, plan, &options, &Arc::new(Pool::new(pool.threads())))?;
     verify::verify(&result).map_err(|source| Error::Law { pass: "apply", source })?;
     stamp::mark(&mut result, plan)?;
-    Ok(onnx::write(Some(&file.source), &result, output, &WriteOptions::default())?)
+    match onnx::write(Some(&file.source), &result, output, &WriteOptions::default()) {
+        Err(onnx::Error::Payload { reason, .. }) => Err(Error::Weight { reason }),
+        other => Ok(other?),
+    }
 }
 
 /// Reads a model and tells its warnings.
@@ -313,13 +329,28 @@ fn choose(model: &Model, survey: &Survey, options: &Compile) -> Result<(Vec<Chos
 fn with_way_out(error: driver::Error) -> Error {
     match error {
         driver::Error::Run(reason @ RunError::UnknownOp { .. }) => Error::Calibration { reason },
+        driver::Error::Weight(error) => Error::Weight { reason: error.to_string() },
         other => Error::Decide(other),
     }
 }
 
 fn check_census(samples: &DataSamples<'_>, method: &Method, progress: &Progress) -> Result<(), Error> {
     let census = samples.census()?;
-    if census.without_vision > 0 {
+    let all = |count: usize| count == census.samples;
+    if all(census.without_answer) && method.needs_gradients() {
+        let reason = format!(
+            "none of the {} calibration samples has a supervised token (labels other than -100), so there is no answer \
+             cross-entropy; pass `labels` or `answer_mask`, or use --method awq",
+            census.samples
+        );
+        return Err(Error::Content { file: samples.path(), reason });
+    }
+    if all(census.without_vision) {
+        progress.say(
+            "no calibration sample has vision rows, so there is nothing to balance; for a vision-language model give \
+             `vision_mask` in the data, or --image-token-id",
+        );
+    } else if census.without_vision > 0 {
         progress.say(&format!(
             "{} of {} calibration samples have no vision rows; they count for the text classes only",
             census.without_vision, census.samples

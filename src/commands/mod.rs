@@ -29,7 +29,10 @@ pub fn apply(model: &Path, plan: &Path, output: &Path, emit: &Emit, common: &Com
     let loaded: Plan =
         serde_json::from_str(&text).map_err(|e| content(format!("not a plan: {e}; make one with --plan-out")))?;
     if loaded.version != VERSION {
-        return Err(content(format!("plan version {}, this program reads version {VERSION}", loaded.version)));
+        return Err(content(format!(
+            "plan version {}, this program reads version {VERSION}; make it again with --plan-out",
+            loaded.version
+        )));
     }
     let found = stamp::file_hash(model)?;
     if found != loaded.source {

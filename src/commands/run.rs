@@ -68,7 +68,12 @@ fn check_type(
         let fits = dims.len() == array.rank()
             && dims.iter().zip(&array.shape).all(|(d, s)| !matches!(d, Dim::Size(size) if size != s));
         if !fits {
-            return Err(format!("graph input `{name}` has shape {dims:?}, the array {:?}", array.shape));
+            let declared = crate::data::InputSpec { name: name.to_owned(), dtype: *dtype, dims: Some(dims.clone()) };
+            return Err(format!(
+                "graph input `{name}` is {}, the array has shape {:?}",
+                declared.describe(),
+                array.shape
+            ));
         }
     }
     Ok(())

@@ -96,6 +96,6 @@ pub enum Error {
 
 impl Error {
     fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Error + '_ {
-        move |source| Error::Io { path: path.to_owned(), source }
+        move |source| Error::Io { path: path.to_owned(), source: crate::error::plain(source) }
     }
 }

@@ -1,11 +1,12 @@
 //! `.npz` files: zip archives of `.npy` arrays, stored or deflated.
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Write};
+use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use indexmap::IndexMap;
 use mbqc_passes::array::Array;
+use tempfile::NamedTempFile;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
@@ -70,7 +71,7 @@ pub fn write<'a>(path: &Path, arrays: impl IntoIterator<Item = (&'a str, Npy)>, 
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let file = builder.prefix(".mbqc-").suffix(".part").tempfile_in(folder).map_err(Error::io(path))?;
-    let mut archive = ZipWriter::new(BufWriter::new(file));
+    let mut archive = ZipWriter::new(BufWriter::new(Kept { file, failure: None }));
     for (name, npy) in arrays {
         let bytes = npy.encode();
         let bytes = bytes.map_err(|source| Error::Array { path: path.to_owned(), array: name.to_owned(), source })?;
@@ -81,9 +82,38 @@ pub fn write<'a>(path: &Path, arrays: impl IntoIterator<Item = (&'a str, Npy)>, 
         archive.start_file(format!("{name}.npy"), options).map_err(container)?;
         archive.write_all(&bytes).map_err(Error::io(path))?;
     }
-    let file = archive.finish().map_err(container)?.into_inner().map_err(|e| Error::io(path)(e.into_error()))?;
-    file.persist(path).map_err(|e| Error::io(path)(e.error))?;
+    let kept = archive.finish().map_err(container)?.into_inner().map_err(|e| Error::io(path)(e.into_error()))?;
+    if let Some(failure) = kept.failure {
+        return Err(Error::io(path)(failure));
+    }
+    kept.file.persist(path).map_err(|e| Error::io(path)(e.error))?;
     Ok(())
+}
+
+/// A file that remembers the first failure of writing and swallows what comes after it: an archive that is dropped
+/// after a failure tries to finish itself and prints that it cannot.
+struct Kept {
+    file: NamedTempFile,
+    failure: Option<std::io::Error>,
+}
+
+impl Write for Kept {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.failure.is_none() {
+            self.failure = self.file.as_file_mut().write_all(bytes).err();
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Seek for Kept {
+    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+        self.file.as_file_mut().seek(to)
+    }
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use tempfile::{Builder, NamedTempFile};
 use self::emit::Emitter;
 pub use self::place::Placement;
 use self::place::{Layout, Payload};
+use crate::error::plain;
 use crate::onnx::map::Rope;
 use crate::onnx::read::InputFile;
 use crate::onnx::{Error, Source};
@@ -200,7 +201,13 @@ impl<'a> Output<'a> {
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         let file = builder.tempfile_in(folder);
-        let file = file.map_err(|source| Error::Write { file: path.to_owned(), doing: "creating it", source })?;
+        let file = file.map_err(|source| {
+            if folder.is_dir() {
+                return Error::Write { file: path.to_owned(), doing: "creating it", source: plain(source) };
+            }
+            let reason = format!("its folder {} does not exist; create it first", folder.display());
+            Error::Output { file: path.to_owned(), reason }
+        })?;
         Ok(Output { path, file, written: 0 })
     }
 
@@ -256,7 +263,7 @@ impl<'a> Output<'a> {
     }
 
     fn error(&self, doing: &'static str, source: io::Error) -> Error {
-        Error::Write { file: self.path.to_owned(), doing, source }
+        Error::Write { file: self.path.to_owned(), doing, source: plain(source) }
     }
 }
 

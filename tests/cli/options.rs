@@ -1,0 +1,34 @@
+//! Options that make no sense: exit code 2.
+
+use super::Outcome;
+use super::place::Place;
+
+#[test]
+fn unknown_words() -> Outcome {
+    let place = Place::with_tiny()?;
+    std::fs::create_dir(place.path("folder"))?;
+    let mut told = String::new();
+    for options in [
+        "--format w5g32",
+        "--format w3g100",
+        "--format w3",
+        "--vision-format w3g0",
+        "--method mbqq",
+        "--method mbq",
+        "--method awq --format none",
+        "--include nothing*",
+        "--exclude a[",
+    ] {
+        told += &place.refused(2, &format!("m.onnx -o out.onnx {options}"));
+    }
+    told += &place.refused(2, "explain nothing");
+    told += &place.refused(2, "inspect m.onnx --diff folder");
+    insta::assert_snapshot!(told);
+    // These are clap's words; only the exit code is ours.
+    for arguments in
+        ["", "m.onnx", "m.onnx -o out.onnx --no-such-option", "list nothing", "m.onnx -o out.onnx --samples -1"]
+    {
+        assert_eq!(place.run(arguments).code, Some(2), "mbqc {arguments}");
+    }
+    Ok(())
+}
