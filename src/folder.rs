@@ -57,15 +57,11 @@ pub fn compile(path: &Path, output: &Path, options: &Compile) -> Result<(), Erro
     if inside == source {
         return Err(Error::Usage("the output folder is the input folder; name another one".to_owned()));
     }
-<<<<<<< HEAD
-    let runner = Walk::new(pipeline::pool(&options.common), Compute::F32).with_casts(pipeline::half_casts(options));
-=======
     if inside.exists() && !inside.is_dir() {
         let reason = "found a file, expected a folder: a folder is compiled into a folder".to_owned();
         return Err(Error::Content { file: output.to_owned(), reason });
     }
-    let runner = Walk::new(pipeline::pool(&options.common), Compute::F32);
->>>>>>> cli
+    let runner = Walk::new(pipeline::pool(&options.common), Compute::F32).with_casts(pipeline::half_casts(options));
     let file = pipeline::read(&folder.decoder, &options.common)?;
     let read_part =
         |path: &Option<PathBuf>| path.as_ref().map(|p| pipeline::read(p, &options.common).map(|f| f.model)).transpose();

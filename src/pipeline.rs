@@ -66,12 +66,7 @@ pub fn main_job(options: &Compile) -> Result<(), Error> {
 }
 
 fn single(model: &Path, output: &Path, options: &Compile) -> Result<(), Error> {
-<<<<<<< HEAD
-    let pool = pool(&options.common);
-    let runner = Walk::new(pool, Compute::F32).with_casts(half_casts(options));
-=======
-    let runner = Walk::new(pool(&options.common), Compute::F32);
->>>>>>> cli
+    let runner = Walk::new(pool(&options.common), Compute::F32).with_casts(half_casts(options));
     let file = read(model, &options.common)?;
     let folder = model.parent().map_or_else(PathBuf::new, Path::to_owned);
     let unit = Unit { file, path: model.to_owned(), folder, frontend: Frontend::none() };
@@ -85,12 +80,8 @@ pub fn compile(unit: Unit, output: &Path, options: &Compile, runner: &Walk) -> R
     let Unit { file, path, folder, frontend } = unit;
     let model = &file.model;
     let survey = survey(model).map_err(|source| Error::Law { pass: "survey", source })?;
-<<<<<<< HEAD
-    let method = &pick_method(options, &progress)?;
-=======
->>>>>>> cli
     let (chosen, skipped) = choose(model, &survey, options)?;
-    let method = pick_method(options, &progress)?;
+    let method = &pick_method(options, &progress)?;
     if chosen.is_empty() {
         print_skips(&skipped, &progress);
         return Err(Error::Nothing(why_nothing(&skipped, &path)));
