@@ -9,37 +9,37 @@ use mbqc_passes::ir::{Attr, DType, Dim, Error, Graph, GraphBuilder, Lazy, Model,
 
 /// The measures of a decoder.
 #[derive(Clone, Debug)]
-pub struct Decoder {
+pub(crate) struct Decoder {
     /// Transformer blocks.
-    pub layers: usize,
+    pub(crate) layers: usize,
     /// Width of the residual stream.
-    pub hidden: usize,
+    pub(crate) hidden: usize,
     /// Query heads; they share the width evenly.
-    pub heads: usize,
+    pub(crate) heads: usize,
     /// Key and value heads; each serves the same number of query heads.
-    pub kv_heads: usize,
+    pub(crate) kv_heads: usize,
     /// Width of the MLP.
-    pub intermediate: usize,
+    pub(crate) intermediate: usize,
     /// Tokens in the vocabulary.
-    pub vocab: usize,
+    pub(crate) vocab: usize,
     /// What the weights are drawn from.
-    pub seed: u64,
+    pub(crate) seed: u64,
     /// Type of weights and activations, `F16` or `F32`.
-    pub dtype: DType,
+    pub(crate) dtype: DType,
 }
 
 /// Two blocks, small enough to run in a test.
-pub const TINY: Decoder =
+pub(crate) const TINY: Decoder =
     Decoder { layers: 2, hidden: 64, heads: 4, kv_heads: 2, intermediate: 160, vocab: 256, seed: 1, dtype: DType::F32 };
 
 impl Decoder {
     /// Width of a head.
-    pub fn head_dim(&self) -> usize {
+    pub(crate) fn head_dim(&self) -> usize {
         self.hidden / self.heads
     }
 
     /// What is wrong with the measures, if anything.
-    pub fn check(&self) -> Result<(), String> {
+    fn check(&self) -> Result<(), String> {
         let sizes = [self.layers, self.hidden, self.heads, self.kv_heads, self.intermediate, self.vocab];
         if sizes.contains(&0) {
             return Err("every measure is at least 1".to_owned());
@@ -56,9 +56,10 @@ impl Decoder {
         Ok(())
     }
 
-    /// The model.
-    pub fn model(&self) -> Result<Model, Error> {
-        let graph = Build::new(self).decoder()?;
+    /// The model, or what is wrong with the measures.
+    pub(crate) fn model(&self) -> Result<Model, String> {
+        self.check()?;
+        let graph = Build::new(self).decoder().map_err(|error| error.to_string())?;
         Ok(Model {
             ir_version: 8,
             opsets: vec![(String::new(), 17)],
