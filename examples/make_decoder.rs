@@ -61,7 +61,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Float::F32 => DType::F32,
     };
     let decoder = Decoder { layers, hidden, heads, kv_heads, intermediate, vocab, seed, dtype };
-    decoder.check()?;
     let written = onnx::write(None, &decoder.model()?, &output, &WriteOptions::default())?;
     eprintln!("{}: {:.1} MB", output.display(), (written.model_bytes + written.data_bytes) as f64 / 1e6);
     Ok(())

@@ -11,6 +11,9 @@ use mbqc_passes::facts::{groups, sites};
 use mbqc_passes::ir::{DType, ValueId, verify};
 use mbqc_passes::run::{Runner, Walk};
 
+#[cfg(target_os = "linux")]
+#[path = "support/child.rs"]
+mod child;
 #[path = "support/decoder.rs"]
 mod decoder;
 
@@ -77,10 +80,7 @@ fn layers_and_groups_are_found() -> Outcome {
 #[cfg(target_os = "linux")]
 mod memory {
     use std::fs;
-    use std::path::PathBuf;
     use std::process::Command;
-    use std::thread::sleep;
-    use std::time::Duration;
 
     use super::*;
 
@@ -95,24 +95,6 @@ mod memory {
         dtype: DType::F16,
         ..TINY
     };
-
-    /// Most anonymous memory seen while the child ran.
-    fn peak(command: &mut Command) -> Result<usize, Box<dyn std::error::Error>> {
-        let mut child = command.spawn()?;
-        let status = PathBuf::from(format!("/proc/{}/status", child.id()));
-        let mut peak = 0;
-        let ended = loop {
-            if let Some(ended) = child.try_wait()? {
-                break ended;
-            }
-            let text = fs::read_to_string(&status).unwrap_or_default();
-            let now =
-                text.lines().find_map(|line| line.strip_prefix("RssAnon:")?.trim().strip_suffix(" kB")?.parse().ok());
-            peak = peak.max(now.unwrap_or(0));
-            sleep(Duration::from_millis(1));
-        };
-        if ended.success() { Ok(peak * 1024) } else { Err(format!("the child ended with {ended}").into()) }
-    }
 
     #[test]
     fn compiling_takes_little_memory_and_threads_change_no_byte() -> Outcome {
@@ -129,9 +111,10 @@ mod memory {
             let mut mbqc = Command::new(env!("CARGO_BIN_EXE_mbqc"));
             mbqc.arg(&model).arg("-o").arg(&output);
             mbqc.args(["--method", "rtn", "--head-format", "w4g32", "--quiet", "--threads", threads]);
-            let peak = peak(&mut mbqc)?;
-            assert!(peak > 1 << 20, "{peak} bytes of anonymous memory: the child was not seen running");
-            assert!(peak < 64 << 20, "{} MB of anonymous memory on {threads} threads", peak >> 20);
+            let child::Usage { anonymous, processor, elapsed } = child::watch(&mut mbqc)?;
+            let seen = format!("{anonymous} bytes in {elapsed} s, {processor} s of processor time, {threads} threads");
+            assert!(anonymous > 1 << 20, "{seen}: the child was not seen running");
+            assert!(anonymous < 64 << 20, "{seen}");
             outputs.push(fs::read(&output)?);
         }
         assert!(outputs[0].len() > 30 << 20);

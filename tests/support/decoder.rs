@@ -39,7 +39,7 @@ impl Decoder {
     }
 
     /// What is wrong with the measures, if anything.
-    pub(crate) fn check(&self) -> Result<(), String> {
+    fn check(&self) -> Result<(), String> {
         let sizes = [self.layers, self.hidden, self.heads, self.kv_heads, self.intermediate, self.vocab];
         if sizes.contains(&0) {
             return Err("every measure is at least 1".to_owned());
@@ -56,9 +56,10 @@ impl Decoder {
         Ok(())
     }
 
-    /// The model.
-    pub(crate) fn model(&self) -> Result<Model, Error> {
-        let graph = Build::new(self).decoder()?;
+    /// The model, or what is wrong with the measures.
+    pub(crate) fn model(&self) -> Result<Model, String> {
+        self.check()?;
+        let graph = Build::new(self).decoder().map_err(|error| error.to_string())?;
         Ok(Model {
             ir_version: 8,
             opsets: vec![(String::new(), 17)],
