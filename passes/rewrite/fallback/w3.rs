@@ -7,8 +7,9 @@
 //! n1 = ((L0>>2) & 0x33) | ((H << 1) & 0x44)      n3 = ((L1>>2) & 0x33) | ((H >> 1) & 0x44)
 //! ```
 //!
-//! All of it is uint8 arithmetic on constants, which a runtime folds at load. A body that ended in float arithmetic
-//! would be folded into float weights instead.
+//! All of it is bytes to bytes on constants, which a runtime folds at load. A body that ended in float arithmetic would
+//! be folded into float weights instead. Before opset 18 there are no bitwise operators: `Mod` masks, and onnxruntime's
+//! `QLinearAdd` with scales of one and zero points of zero joins what has no bit in common.
 
 use crate::ir::{Attr, DType, Error, Function, GraphBuilder, NewNode, Tensor};
 
@@ -103,7 +104,21 @@ impl Body {
         let upper = self.shift("RIGHT", &shifted, 4)?;
         let upper = self.node("Mod", &[&upper, &modulus], vec![])?;
         let upper = self.shift("LEFT", &upper, 4)?;
-        self.node("Add", &[&low, &upper], vec![])
+        self.or(&low, &upper)
+    }
+
+    /// `a | b` for bytes without a bit in common. Not `Add`: onnxruntime has it for uint8 from 1.21 only.
+    fn or(&mut self, a: &str, b: &str) -> Result<String, Error> {
+        if self.opset >= 18 {
+            return self.node("BitwiseOr", &[a, b], vec![]);
+        }
+        let one = self.node("Constant", &[], vec![("value", Attr::Tensor(Tensor::f32s([], &[1.0])))])?;
+        let zero = self.byte(0)?;
+        self.count += 1;
+        let sum = format!("t{}", self.count);
+        let inputs = [a, &one, &zero, b, &one, &zero, &one, &zero];
+        self.node_to("QLinearAdd", "com.microsoft", &inputs, &[&sum], vec![])?;
+        Ok(sum)
     }
 
     /// The nibble blob `[n, k/g, g/2]` of the thirds `[n, k/g, 3g/8]`.
@@ -119,7 +134,7 @@ impl Body {
             let low = self.field(if t < 2 { "L0" } else { "L1" }, 2 * (t % 2), 2)?;
             let high = self.field("H", t, 1)?;
             let high = self.shift("LEFT", &high, 2)?;
-            quarters.push(self.node("Add", &[&low, &high], vec![])?);
+            quarters.push(self.or(&low, &high)?);
         }
         let names: Vec<&str> = quarters.iter().map(String::as_str).collect();
         self.node("Concat", &names, vec![("axis", Attr::Int(2))])
