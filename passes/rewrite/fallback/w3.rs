@@ -7,9 +7,8 @@
 //! n1 = ((L0>>2) & 0x33) | ((H << 1) & 0x44)      n3 = ((L1>>2) & 0x33) | ((H >> 1) & 0x44)
 //! ```
 //!
-//! All of it is bytes to bytes on constants, which a runtime folds at load. A body that ended in float arithmetic would
-//! be folded into float weights instead. Before opset 18 there are no bitwise operators: `Mod` masks, and onnxruntime's
-//! `QLinearAdd` with scales of one and zero points of zero joins what has no bit in common.
+//! All of it is uint8 arithmetic on constants, which a runtime folds at load. A body that ended in float arithmetic
+//! would be folded into float weights instead.
 
 use crate::ir::{Attr, DType, Error, Function, GraphBuilder, NewNode, Tensor};
 
@@ -107,18 +106,11 @@ impl Body {
         self.or(&low, &upper)
     }
 
-    /// `a | b` for bytes without a bit in common. Not `Add`: onnxruntime has it for uint8 from 1.21 only.
+    /// `a | b` for bytes without a bit in common: `Add` where there is no bitwise operator. Onnxruntime 1.20 has no `Add` on
+    /// uint8; its `QLinearAdd` would do, but is not folded at load.
     fn or(&mut self, a: &str, b: &str) -> Result<String, Error> {
-        if self.opset >= 18 {
-            return self.node("BitwiseOr", &[a, b], vec![]);
-        }
-        let one = self.node("Constant", &[], vec![("value", Attr::Tensor(Tensor::f32s([], &[1.0])))])?;
-        let zero = self.byte(0)?;
-        self.count += 1;
-        let sum = format!("t{}", self.count);
-        let inputs = [a, &one, &zero, b, &one, &zero, &one, &zero];
-        self.node_to("QLinearAdd", "com.microsoft", &inputs, &[&sum], vec![])?;
-        Ok(sum)
+        let op = if self.opset >= 18 { "BitwiseOr" } else { "Add" };
+        self.node(op, &[a, b], vec![])
     }
 
     /// The nibble blob `[n, k/g, g/2]` of the thirds `[n, k/g, 3g/8]`.
