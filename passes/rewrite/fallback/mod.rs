@@ -11,7 +11,8 @@ pub enum Fallback {
     /// re-arranging once at load, so that memory and speed afterwards are those of a 4-bit model.
     Ort,
     /// Standard operators only: unpack to `uint4`, blocked `DequantizeLinear`, `MatMul`; needs opset 21. For runtimes
-    /// without `MatMulNBits`; onnxruntime cannot load it inside an `If`.
+    /// without `MatMulNBits`; onnxruntime loads it from 1.24 on, not inside an `If`, and computes it with int8 activations
+    /// unless the session says `session.qdq_matmulnbits_accuracy_level=1`.
     Standard,
     /// No body: only a runtime with our kernels executes the model.
     None,

@@ -103,7 +103,14 @@ impl Body {
         let upper = self.shift("RIGHT", &shifted, 4)?;
         let upper = self.node("Mod", &[&upper, &modulus], vec![])?;
         let upper = self.shift("LEFT", &upper, 4)?;
-        self.node("Add", &[&low, &upper], vec![])
+        self.or(&low, &upper)
+    }
+
+    /// `a | b` for bytes without a bit in common: `Add` where there is no bitwise operator. Onnxruntime 1.20 has no `Add` on
+    /// uint8; its `QLinearAdd` would do, but is not folded at load.
+    fn or(&mut self, a: &str, b: &str) -> Result<String, Error> {
+        let op = if self.opset >= 18 { "BitwiseOr" } else { "Add" };
+        self.node(op, &[a, b], vec![])
     }
 
     /// The nibble blob `[n, k/g, g/2]` of the thirds `[n, k/g, 3g/8]`.
@@ -119,7 +126,7 @@ impl Body {
             let low = self.field(if t < 2 { "L0" } else { "L1" }, 2 * (t % 2), 2)?;
             let high = self.field("H", t, 1)?;
             let high = self.shift("LEFT", &high, 2)?;
-            quarters.push(self.node("Add", &[&low, &high], vec![])?);
+            quarters.push(self.or(&low, &high)?);
         }
         let names: Vec<&str> = quarters.iter().map(String::as_str).collect();
         self.node("Concat", &names, vec![("axis", Attr::Int(2))])

@@ -1,0 +1,102 @@
+//! What the tests over real exports share: where the corpus lies, which Python has onnxruntime, what to do without.
+
+#![allow(dead_code, reason = "every test takes what it needs")]
+
+use std::error::Error;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+pub(crate) type Outcome = Result<(), Box<dyn Error>>;
+
+/// A graph of the corpus.
+pub(crate) struct Export {
+    /// `case/graph`.
+    pub(crate) name: String,
+    /// The model file.
+    pub(crate) path: PathBuf,
+    /// Its input sets with the outputs that onnxruntime computed.
+    pub(crate) samples: Vec<PathBuf>,
+}
+
+/// The folder of real exports: `../shared/corpus` beside the checkout, or where `MBQC_CORPUS` points.
+pub(crate) fn corpus_folder() -> PathBuf {
+    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/corpus");
+    std::env::var_os("MBQC_CORPUS").map_or(beside, PathBuf::from)
+}
+
+/// Every graph of the corpus, sorted; nothing when there is none.
+pub(crate) fn corpus() -> Result<Vec<Export>, Box<dyn Error>> {
+    let folder = corpus_folder();
+    let mut exports = Vec::new();
+    if !folder.is_dir() {
+        return Ok(exports);
+    }
+    let entries = |path: &Path| -> std::io::Result<Vec<PathBuf>> {
+        let mut found: Vec<PathBuf> = fs::read_dir(path)?.map(|e| e.map(|e| e.path())).collect::<Result<_, _>>()?;
+        found.sort();
+        Ok(found)
+    };
+    for case in entries(&folder)?.into_iter().filter(|path| path.is_dir()) {
+        let files = entries(&case)?;
+        for path in files.iter().filter(|path| path.extension().is_some_and(|e| e == "onnx")) {
+            let stem = format!("{}.io", path.file_stem().unwrap_or_default().to_string_lossy());
+            let is_sample = |file: &&PathBuf| {
+                let name = file.file_name().unwrap_or_default().to_string_lossy();
+                name.starts_with(&stem) && name.ends_with(".npz")
+            };
+            exports.push(Export {
+                name: path.with_extension("").strip_prefix(&folder)?.display().to_string(),
+                path: path.clone(),
+                samples: files.iter().filter(is_sample).cloned().collect(),
+            });
+        }
+    }
+    Ok(exports)
+}
+
+/// A Python that can import onnxruntime and onnx: `MBQC_PYTHON`, else `.venv/bin/python` of the checkout, else `python3`.
+/// Without one the test says so and passes, unless `MBQC_FORBID_SKIPS=1`.
+pub(crate) fn python() -> Option<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let candidates = match std::env::var_os("MBQC_PYTHON") {
+        Some(path) => vec![PathBuf::from(path)],
+        None => vec![root.join(".venv/bin/python"), PathBuf::from("python3")],
+    };
+    let works = |python: &PathBuf| {
+        let run = Command::new(python).args(["-c", "import onnxruntime, onnx"]).output();
+        run.is_ok_and(|output| output.status.success())
+    };
+    let found = candidates.into_iter().find(works);
+    if found.is_none() {
+        skip("no Python with onnxruntime and onnx (set MBQC_PYTHON, or make .venv from tests/requirements.txt)");
+        let forbidden = std::env::var_os("MBQC_FORBID_SKIPS").is_some_and(|v| v == "1");
+        assert!(!forbidden, "MBQC_FORBID_SKIPS=1, but there is no Python with onnxruntime");
+    }
+    found
+}
+
+/// Says that a test has nothing to do.
+#[expect(clippy::print_stdout, reason = "a skipped test must not look like a passed one")]
+pub(crate) fn skip(why: &str) {
+    println!("skipped: {why}");
+}
+
+/// Runs a script of `tests/oracle`; its standard error is the message of a failure.
+pub(crate) fn oracle(python: &Path, script: &str, arguments: &[&Path]) -> Outcome {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/oracle").join(script);
+    let output = Command::new(python).arg(&script).args(arguments).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!("{} failed: {}", script.display(), String::from_utf8_lossy(&output.stderr)).into())
+}
+
+/// Compiles with the command line's own arguments, without calibration data.
+pub(crate) fn compile(model: &Path, output: &Path, arguments: &[&str]) -> Result<(), mbqc::Error> {
+    use clap::Parser;
+    let fixed = ["mbqc".into(), model.into(), "-o".into(), output.into(), "--quiet".into()];
+    let given = arguments.iter().map(std::ffi::OsString::from);
+    let cli = mbqc::cli::Cli::parse_from(fixed.into_iter().chain(given));
+    mbqc::pipeline::main_job(&cli.compile)
+}
