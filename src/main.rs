@@ -26,7 +26,6 @@ fn main() -> ExitCode {
     }
 }
 
-#[expect(clippy::result_large_err, reason = "returned once, and printed")]
 fn run(cli: Cli) -> Result<(), Error> {
     match cli.command {
         None => pipeline::main_job(&cli.compile),

@@ -1,6 +1,8 @@
 //! Agreement with independent implementations: codes, exponents, gradients and cross-entropies that Python computed
 //! (tests/oracle), and onnxruntime on the same files.
 
+#![expect(clippy::print_stdout, reason = "the figures behind a passed comparison")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -14,8 +16,7 @@ use mbqc_passes::weights::Scaling;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-#[path = "support/python.rs"]
-mod python;
+mod support;
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -32,7 +33,7 @@ fn testbed() -> Option<PathBuf> {
     let shared = std::env::var_os("MBQC_SHARED").map_or_else(|| root().join("../shared"), PathBuf::from);
     let found = shared.join("testbed");
     if !found.is_dir() {
-        println!("skipped: no test bed beside the project");
+        support::skip("no test bed beside the project");
         return None;
     }
     Some(found)
@@ -233,7 +234,7 @@ fn gradients_of_the_sample_model() {
 /// onnxruntime (tests/oracle/README.md).
 #[test]
 fn cross_entropy_of_the_compiled_model() {
-    let Some(python) = python::python() else { return };
+    let Some(python) = support::python() else { return };
     let folder = tempfile::tempdir().expect("a temporary folder");
     let script = |args: &[&str]| {
         let output = Command::new(&python).args(args).output().expect("Python starts");
