@@ -233,7 +233,8 @@ fn by_value(graph: &Graph, named: &IndexMap<String, Array>) -> Feeds {
     named.iter().filter_map(find).collect()
 }
 
-/// The image token id: as asked, else from the graph's merge, else from the folder's `config.json`.
+/// The image token id: as asked, else from the graph's merge, else from the folder's `config.json`, else by the family's
+/// placeholder text from its `tokenizer.json`.
 pub fn image_token(asked: Option<i64>, graph: &Graph, folder: &Path) -> Result<Option<ImageToken>, Error> {
     if let Some(id) = asked {
         return Ok(Some(ImageToken { id, from: "--image-token-id" }));
@@ -241,12 +242,22 @@ pub fn image_token(asked: Option<i64>, graph: &Graph, folder: &Path) -> Result<O
     if let Some(merge) = find_merge(graph).map_err(|source| Error::Law { pass: "reading", source })? {
         return Ok(Some(ImageToken { id: merge.image_token, from: "the graph's merge node" }));
     }
-    let file = folder.join("config.json");
+    let Some(config) = optional_json(folder.join("config.json"))? else { return Ok(None) };
+    let family = mbqc_models::find(&config);
+    if let Some(id) = (family.image_token)(&config) {
+        return Ok(Some(ImageToken { id, from: "config.json" }));
+    }
+    let Some(text) = family.image_text else { return Ok(None) };
+    let tokenizer = optional_json(folder.join("tokenizer.json"))?;
+    let id = tokenizer.and_then(|tokenizer| mbqc_models::config::added_token(&tokenizer, text));
+    Ok(id.map(|id| ImageToken { id, from: "tokenizer.json" }))
+}
+
+/// A JSON file that may be absent.
+fn optional_json(file: PathBuf) -> Result<Option<serde_json::Value>, Error> {
     let Ok(text) = std::fs::read_to_string(&file) else { return Ok(None) };
-    let config: serde_json::Value =
-        serde_json::from_str(&text).map_err(|e| Error::Content { file, reason: format!("not valid JSON: {e}") })?;
-    let id = (mbqc_models::find(&config).image_token)(&config);
-    Ok(id.map(|id| ImageToken { id, from: "config.json" }))
+    let parsed = serde_json::from_str(&text);
+    parsed.map(Some).map_err(|e| Error::Content { file, reason: format!("not valid JSON: {e}") })
 }
 
 /// The output whose cross-entropy counts: as asked, else `logits`, else the first float output.

@@ -413,7 +413,7 @@ pub fn report(outcome: &Outcome, common: &Common) -> Result<(), Error> {
             let data = w.data.as_ref().map(|d| format!(" and {} ({:.2} MB)", d.display(), w.data_bytes as f64 / 1e6));
             eprintln!("wrote {} ({:.2} MB){}", w.model.display(), w.model_bytes as f64 / 1e6, data.unwrap_or_default());
         }
-        None => eprintln!("dry run: nothing was written"),
+        None => eprintln!("dry run: no model was written"),
     }
     Ok(())
 }

@@ -109,6 +109,23 @@ struct View<'a> {
     behind: dominators::Dominators<NodeIndex>,
 }
 
+/// True when nothing but constants lies behind a value.
+pub fn constant_alone(graph: &Graph, value: ValueId) -> bool {
+    let mut stack = vec![value];
+    let mut seen = vec![false; graph.value_bound()];
+    while let Some(value) = stack.pop() {
+        if std::mem::replace(&mut seen[value.0 as usize], true) {
+            continue;
+        }
+        match &graph.value(value).def {
+            Def::Const(_) => {}
+            Def::Input | Def::Outer => return false,
+            Def::Node(producer, _) => stack.extend(graph.node(*producer).inputs.iter().flatten()),
+        }
+    }
+    true
+}
+
 /// What stands between two linear layers and keeps channels apart.
 const VIEWS: &[&str] = &["Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast", "Dropout"];
 
@@ -242,16 +259,25 @@ impl<'a> View<'a> {
         found.filter(|(_, s)| s.path.is_empty()).map(|(index, site)| (site.out, index))
     }
 
-    /// True when a reader of `value` adds it to something that does not come from the group: a residual connection.
+    /// True when a reader of `value` adds it to something that does not come from the group (a residual connection), or
+    /// puts it into such a thing (the merge of image features into token embeddings).
     fn enters_residual(&self, value: ValueId, reached: &[bool]) -> bool {
         self.uses.of(value).iter().any(|&(reader, slot)| {
             let node = self.graph.node(reader);
-            let add = (node.is("Add") || node.op.starts_with("Skip")) && self.needed[reader.0 as usize];
-            add && node.inputs.iter().enumerate().any(|(other, input)| {
-                other != slot
-                    && input.is_some_and(|v| !reached[v.0 as usize] && self.graph.constant(v).is_none())
-                    && (node.is("Add") || other < 2)
-            })
+            // The slots that hold values of the same kind; the rest are gains, indices and conditions.
+            let peers: &[usize] = match node.op.as_str() {
+                "Add" | "SkipLayerNormalization" | "SkipSimplifiedLayerNormalization" => &[0, 1],
+                "ScatterND" | "ScatterElements" => &[0, 2],
+                "Where" => &[1, 2],
+                _ => return false,
+            };
+            self.needed[reader.0 as usize]
+                && peers.contains(&slot)
+                && peers
+                    .iter()
+                    .filter(|&&other| other != slot)
+                    .filter_map(|&other| node.input(other))
+                    .any(|v| !reached[v.0 as usize] && !constant_alone(self.graph, v))
         })
     }
 

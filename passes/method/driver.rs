@@ -239,6 +239,8 @@ impl<'a> Calibration<'a> {
         }
         let mut frontiers = vec![None; count];
         let mut done = 0;
+        let searched = self.groups.iter().filter(|g| g.fold.is_ok()).count();
+        (request.progress)("search", 0, searched);
         for segment in 0..stream.segments() {
             let (from, inside) = stream.span(segment);
             let here: Vec<usize> = (0..self.groups.len())
@@ -300,7 +302,7 @@ impl<'a> Calibration<'a> {
                     entry.divided = self.divided(&self.groups[index]);
                 }
                 done += 1;
-                (request.progress)("search", done, self.groups.iter().filter(|g| g.fold.is_ok()).count());
+                (request.progress)("search", done, searched);
             }
         }
         Ok(plans)

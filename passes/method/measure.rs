@@ -173,6 +173,7 @@ pub fn sensitivities(
     progress: &dyn Fn(&str, usize, usize),
 ) -> Result<(Vec<Sensitivity>, GradientReport), Error> {
     let count = samples.len().min(limit);
+    progress("gradients", 0, count);
     let mut wanted: Vec<ValueId> = values.to_vec();
     wanted.extend(cuts.necks.iter().copied().filter(|v| !values.contains(v)));
     let backward = reverse(model, &[logits], &wanted)?;

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use crate::array::Array;
+use crate::facts::groups::constant_alone;
 use crate::facts::segments::Cuts;
 use crate::ir::{Def, Graph, Model, NodeId, ValueId};
 use crate::run::{Feeds, RunError, Runner, Segment};
@@ -221,21 +222,4 @@ pub(super) fn judging_feeds(graph: &Graph, input: ValueId, judge: ValueId) -> Re
         }
     }
     Ok(feeds)
-}
-
-/// True when nothing but constants lies behind a value.
-fn constant_alone(graph: &Graph, value: ValueId) -> bool {
-    let mut stack = vec![value];
-    let mut seen = HashSet::new();
-    while let Some(value) = stack.pop() {
-        if !seen.insert(value) {
-            continue;
-        }
-        match &graph.value(value).def {
-            Def::Const(_) => {}
-            Def::Input | Def::Outer => return false,
-            Def::Node(producer, _) => stack.extend(graph.node(*producer).inputs.iter().flatten()),
-        }
-    }
-    true
 }

@@ -53,7 +53,7 @@ pub enum ApplyError {
     /// The plan names something the model does not have.
     #[error(
         "the plan does not fit this model: {what} `{name}` {found}, expected {expected}; make the plan from the same \
-         file, or run without --plan"
+         file, or compile without a plan"
     )]
     Misfit {
         /// Layer, constant or node.
