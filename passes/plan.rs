@@ -100,7 +100,7 @@ pub struct GroupPlan {
     pub vision_share: Option<f64>,
     /// The equalisation scale s, `[k]`; empty when all ones.
     pub scale: Vec<f32>,
-    /// The constants that are divided by s.
+    /// The constants that absorb 1/s, where something can; untouched while s is all ones.
     pub divided: Vec<DividedPlan>,
 }
 

@@ -299,7 +299,6 @@ impl<'a> Calibration<'a> {
                 entry.vision_share = found.vision_share;
                 if found.exponent > 0.0 {
                     entry.scale = found.scale;
-                    entry.divided = self.divided(&self.groups[index]);
                 }
                 done += 1;
                 (request.progress)("search", done, searched);
@@ -378,7 +377,7 @@ impl<'a> Calibration<'a> {
             losses: Vec::new(),
             vision_share: None,
             scale: Vec::new(),
-            divided: Vec::new(),
+            divided: self.divided(group),
         }
     }
 
