@@ -9,7 +9,8 @@
 //! 2. **One producer per value.** Names are unique, not empty, and survive every edit that keeps the value.
 //! 3. **What is not understood is kept.** Reading and writing without a pass gives back the same bytes; for external
 //!    tensors the same tensor bytes (location and offset may change). A model-local function wins over [`ops::OPS`],
-//!    also when it shadows the name of a contributed operator.
+//!    also when it shadows the name of a contributed operator; in our own domains (`ai.mbqc`) the function is the body
+//!    for other runtimes, and the table wins.
 //! 4. **Weights are views** of a memory map until a pass changes them; no pass copies one that it leaves alone.
 //! 5. **Edits are values** ([`ir::Edit`]); a rule sees an immutable graph and answers with edits, with *no match*, or
 //!    with *declined* and a reason. [`ir::verify::verify`] runs after every pass; a failure names the pass.

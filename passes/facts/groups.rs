@@ -217,8 +217,6 @@ impl<'a> View<'a> {
         self.graph.constant(value).is_some_and(|t| t.dtype.is_float() && t.len() == k && t.dims.last() == Some(&k))
     }
 
-    // --- judging -------------------------------------------------------------------------------------------------
-
     /// The judging point of a group, and what lies on the way there.
     fn judge(&self, sites: &[usize], input: ValueId) -> (ValueId, Kind) {
         let outs: Vec<ValueId> = sites.iter().map(|&s| self.survey.sites[s].out).collect();
@@ -315,8 +313,6 @@ impl<'a> View<'a> {
             attends && node.outputs.iter().flatten().any(|v| reached[v.0 as usize] && needed[v.0 as usize])
         })
     }
-
-    // --- folding -------------------------------------------------------------------------------------------------
 
     fn fold(&self, input: ValueId, k: usize, sites: &[usize]) -> Result<Fold, String> {
         for &index in sites {

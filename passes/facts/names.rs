@@ -1,10 +1,10 @@
 //! Names that people recognise for layers whose graph names are anonymous.
 
-use crate::ir::{Graph, Node};
+use crate::ir::Node;
 
 /// A readable name for a layer: from its weight or bias initializer when that keeps the module path, else from the
 /// node's name or the exporter's scope note, else the node's own label. For display and globs only; never a key.
-pub fn layer_name(graph: &Graph, node: &Node, weight: &str, bias: Option<&str>, label: &str) -> String {
+pub fn layer_name(node: &Node, weight: &str, bias: Option<&str>, label: &str) -> String {
     let is_path = |name: &str| name.contains('.') && !name.starts_with("onnx::");
     if is_path(weight) {
         return strip(weight).to_owned();
@@ -19,7 +19,6 @@ pub fn layer_name(graph: &Graph, node: &Node, weight: &str, bias: Option<&str>, 
     if let Some(scope) = scope(node) {
         return scope;
     }
-    let _ = graph;
     label.to_owned()
 }
 

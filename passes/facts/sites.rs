@@ -356,7 +356,7 @@ fn site(
     Ok(Box::new(Site {
         path: path.clone(),
         node: id,
-        name: layer_name(graph, node, &weight.name, bias_name, &label),
+        name: layer_name(node, &weight.name, bias_name, &label),
         label,
         weight: Weight { rows_are_outputs, ..weight.clone() },
         n,

@@ -10,7 +10,6 @@ use crate::facts::modality::{Class, trace_rows};
 use crate::facts::segments::{Cuts, cut};
 use crate::facts::sites::{Site, Survey};
 use crate::ir::{Model, ValueId};
-use crate::ops::Rows;
 use crate::plan::{DividedPlan, GroupPlan, Plan, Recipe, ScaleRule, Skipped, VERSION, site_key};
 use crate::rewrite::reverse::ReverseError;
 use crate::run::{RunError, Runner};
@@ -435,11 +434,6 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
 /// The weight of a site with its size.
 pub fn matrix(site: &Site) -> Matrix {
     Matrix { weight: site.weight.clone(), n: site.n, k: site.k }
-}
-
-/// Rows of a value, where they could be traced.
-pub fn rows_of(rows: &RowMap, value: ValueId) -> Option<Rows> {
-    rows.get(&value).copied()
 }
 
 #[cfg(test)]

@@ -188,7 +188,7 @@ pub fn sensitivities(
     for start in (0..count).step_by(chunk) {
         let indices: Vec<usize> = (start..count.min(start + chunk)).collect();
         let results = runner.pool().map(indices.len(), |i| {
-            one_sample(runner, model, &backward, &stream, &gradient_of, values, rows, samples, logits, indices[i])
+            one_sample(runner, model, &backward, &stream, &gradient_of, values, rows, samples, indices[i])
         });
         for result in results {
             let Some(sample) = result? else {
@@ -252,7 +252,6 @@ fn one_sample(
     values: &[ValueId],
     rows: &RowMap,
     samples: &dyn Samples,
-    logits: ValueId,
     index: usize,
 ) -> Result<Option<SampleGradients>, Error> {
     let sample = samples.sample(index).map_err(Error::Data)?;
@@ -291,6 +290,5 @@ fn one_sample(
         }
         d_after = before.map(|(_, g)| (g, arrays[arrays.len() - 1].clone())).into_iter().collect();
     }
-    let _ = logits;
     Ok(Some(SampleGradients { loss, has_vision: sample.classes.contains(&Class::Vision), means }))
 }

@@ -186,8 +186,6 @@ impl Pass<'_> {
         format.starts_with("w3") && self.options.target == Target::Mbqc
     }
 
-    // --- folding -------------------------------------------------------------------------------------------------
-
     /// Divides the constants that absorb scales, except the weights of layers that are quantized: those take their
     /// divisors while they are rounded.
     fn fold_constants(&mut self) -> Result<(), ApplyError> {
@@ -233,8 +231,6 @@ impl Pass<'_> {
         }
         Ok(())
     }
-
-    // --- quantizing ----------------------------------------------------------------------------------------------
 
     fn quantize(&mut self, recipe: &Recipe) -> Result<(), ApplyError> {
         let misfit = |found: String, expected: String| ApplyError::Misfit {

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 
-use crate::ir::{Def, Edit, Graph, Model, NodeId, ValueId, walk};
+use crate::ir::{Edit, Model, NodeId, ValueId, walk};
 use crate::ops::{self, Vjp, VjpCall};
 
 use super::tape::{GRAD_DOMAIN, Tape};
@@ -160,9 +160,4 @@ fn apply_rule(
         Vjp::Stop(reason) => Err(no_rule(reason.to_owned())),
         Vjp::Missing => Err(no_rule("no rule has been written for this operator".to_owned())),
     }
-}
-
-/// True when a value is computed by the graph or given, rather than constant: only such values have a gradient.
-pub fn differentiable(graph: &Graph, value: ValueId) -> bool {
-    !matches!(graph.value(value).def, Def::Const(_))
 }
