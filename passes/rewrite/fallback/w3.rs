@@ -7,7 +7,7 @@
 //! n1 = ((L0>>2) & 0x33) | ((H << 1) & 0x44)      n3 = ((L1>>2) & 0x33) | ((H >> 1) & 0x44)
 //! ```
 //!
-//! All of it is uint8 arithmetic on constants, which a runtime folds at load. A body that ended in float arithmetic
+//! (`nibbles_by_convolution` says how it is done without bitwise operators.) All of it is uint8 arithmetic on constants, which a runtime folds at load. A body that ended in float arithmetic
 //! would be folded into float weights instead.
 
 use crate::ir::{Attr, DType, Error, Function, GraphBuilder, NewNode, Tensor};
@@ -78,7 +78,12 @@ impl Body {
     }
 
     fn byte(&mut self, value: u8) -> Result<String, Error> {
-        self.node("Constant", &[], vec![("value", Attr::Tensor(Tensor::raw(DType::U8, [], vec![value])))])
+        self.bytes(&[], vec![value])
+    }
+
+    fn bytes(&mut self, shape: &[usize], values: Vec<u8>) -> Result<String, Error> {
+        let tensor = Tensor::raw(DType::U8, shape, values);
+        self.node("Constant", &[], vec![("value", Attr::Tensor(tensor))])
     }
 
     fn shift(&mut self, direction: &str, value: &str, by: u8) -> Result<String, Error> {
@@ -93,43 +98,53 @@ impl Body {
     fn field(&mut self, value: &str, by: u8, bits: u8) -> Result<String, Error> {
         let shifted = self.shift("RIGHT", value, by)?;
         let mask = (1u8 << bits) - 1;
-        if self.opset >= 18 {
-            let mask = self.byte(mask | mask << 4)?;
-            return self.node("BitwiseAnd", &[&shifted, &mask], vec![]);
-        }
-        // Before opset 18 there is no BitwiseAnd: take each nibble's low bits by Mod and put them together again.
-        let modulus = self.byte(1 << bits)?;
-        let low = self.node("Mod", &[&shifted, &modulus], vec![])?;
-        let upper = self.shift("RIGHT", &shifted, 4)?;
-        let upper = self.node("Mod", &[&upper, &modulus], vec![])?;
-        let upper = self.shift("LEFT", &upper, 4)?;
-        self.or(&low, &upper)
-    }
-
-    /// `a | b` for bytes without a bit in common: `Add` where there is no bitwise operator. Onnxruntime 1.20 has no `Add` on
-    /// uint8; its `QLinearAdd` would do, but is not folded at load.
-    fn or(&mut self, a: &str, b: &str) -> Result<String, Error> {
-        let op = if self.opset >= 18 { "BitwiseOr" } else { "Add" };
-        self.node(op, &[a, b], vec![])
+        let mask = self.byte(mask | mask << 4)?;
+        self.node("BitwiseAnd", &[&shifted, &mask], vec![])
     }
 
     /// The nibble blob `[n, k/g, g/2]` of the thirds `[n, k/g, 3g/8]`.
     fn nibbles(&mut self) -> Result<String, Error> {
-        let attrs = if self.opset >= 18 {
-            vec![("axis", Attr::Int(2)), ("num_outputs", Attr::Int(3))]
-        } else {
-            vec![("axis", Attr::Int(2))]
-        };
+        if self.opset < 18 {
+            return self.nibbles_by_convolution();
+        }
+        let attrs = vec![("axis", Attr::Int(2)), ("num_outputs", Attr::Int(3))];
         self.node_to("Split", "", &["B"], &["L0", "L1", "H"], attrs)?;
         let mut quarters = Vec::new();
         for t in 0..4u8 {
             let low = self.field(if t < 2 { "L0" } else { "L1" }, 2 * (t % 2), 2)?;
             let high = self.field("H", t, 1)?;
             let high = self.shift("LEFT", &high, 2)?;
-            quarters.push(self.or(&low, &high)?);
+            quarters.push(self.node("BitwiseOr", &[&low, &high], vec![])?);
         }
         let names: Vec<&str> = quarters.iter().map(String::as_str).collect();
         self.node("Concat", &names, vec![("axis", Attr::Int(2))])
+    }
+
+    /// The same for opsets 14 to 17, which have no bitwise operators; onnxruntime 1.20 has no `Add` of bytes either, and
+    /// arithmetic in int32 would take four times the memory.
+    ///
+    /// With `f(j) = x >> j`, the bits `j..j+m` of a byte are `f(j) - 2^m f(j+m)`. So a nibble pair is a linear combination of the
+    /// 24 planes that the three thirds give when shifted by 0 to 7. `QLinearConv` computes four such combinations, with the shifts
+    /// as channels, the thirds as a spatial axis of the kernel's size, and all scales 1. That is exact: its sums are integers below 128.
+    fn nibbles_by_convolution(&mut self) -> Result<String, Error> {
+        // [n, k/g, 3g/8] -> [n, 1, 3, k/g, g/8] -> [n, 8, 3, k/g, g/8]
+        let shape = ints(self, &[0, 0, 3, -1])?;
+        let thirds = self.node("Reshape", &["B", &shape], vec![])?;
+        let thirds = self.node("Transpose", &[&thirds], vec![("perm", Attr::Ints(vec![0, 2, 1, 3]))])?;
+        let axis = ints(self, &[1])?;
+        let thirds = self.node("Unsqueeze", &[&thirds, &axis], vec![])?;
+        let shifts = self.bytes(&[8, 1, 1, 1], (0..8).collect())?;
+        let planes = self.node("BitShift", &[&thirds, &shifts], vec![("direction", Attr::str("RIGHT"))])?;
+
+        // -> [n, 4, 1, k/g, g/8] -> [n, k/g, 1, 4, g/8] -> [n, k/g, g/2]
+        let one = self.node("Constant", &[], vec![("value_float", Attr::Float(1.0))])?;
+        let (none, offset) = (self.bytes(&[], vec![0])?, self.bytes(&[], vec![OFFSET])?);
+        let kernel = self.bytes(&[4, 8, 3, 1, 1], combinations())?;
+        let inputs = [&*planes, &one, &none, &kernel, &one, &offset, &one, &none];
+        let quarters = self.node("QLinearConv", &inputs, vec![])?;
+        let quarters = self.node("Transpose", &[&quarters], vec![("perm", Attr::Ints(vec![0, 3, 2, 1, 4]))])?;
+        let shape = ints(self, &[0, 0, -1])?;
+        self.node("Reshape", &[&quarters, &shape], vec![])
     }
 
     fn finish(self, opsets: Vec<(String, i64)>) -> Function {
@@ -144,6 +159,30 @@ impl Body {
             origin: None,
         }
     }
+}
+
+/// What is added to the coefficients of [`combinations`], so that they are unsigned: products of unsigned by signed bytes
+/// saturate on some processors.
+const OFFSET: u8 = 128;
+
+/// Coefficients of the nibble pairs `n0..n3` in the planes (shift 0 to 7; third `L0`, `L1` or `H`): `[4, 8, 3]`, plus [`OFFSET`].
+fn combinations() -> Vec<u8> {
+    let mut table = [[[i16::from(OFFSET); 3]; 8]; 4];
+    for (t, row) in table.iter_mut().enumerate() {
+        // `width` bits of a third from bit `at` on go to bit `to` of the nibble pair
+        let low = (t / 2, 2 * (t % 2), 2, 0);
+        let high = (2, t, 1, 2);
+        for (third, at, width, to) in [low, high] {
+            for nibble in [0, 4] {
+                let (from, to) = (at + nibble, to + nibble);
+                row[from][third] += 1 << to;
+                if from + width < 8 {
+                    row[from + width][third] -= 1 << (to + width);
+                }
+            }
+        }
+    }
+    table.as_flattened().as_flattened().iter().map(|&c| u8::try_from(c).expect("between -128 and 64")).collect()
 }
 
 fn ort(opset: i64) -> Result<Function, Error> {
