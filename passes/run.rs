@@ -369,9 +369,7 @@ impl Runner for Walk {
                 }
                 Def::Node(node, _) => {
                     if !std::mem::replace(&mut needed[node.0 as usize], true) {
-                        stack.extend(graph.node(*node).inputs.iter().flatten());
-                        let captured = crate::ir::graph::captured(graph.node(*node));
-                        stack.extend(captured.iter().filter_map(|name| graph.find(name)));
+                        stack.extend(graph.reads(*node));
                     }
                 }
                 Def::Input | Def::Outer => return Err(RunError::NotGiven(graph.name(value).to_owned())),
@@ -385,9 +383,7 @@ impl Runner for Walk {
         plan_frees(graph, &mut segment);
         let mut read = vec![false; graph.value_bound()];
         for id in segment.steps.iter().map(|step| step.node) {
-            let captured = crate::ir::graph::captured(graph.node(id));
-            let captured = captured.iter().filter_map(|name| graph.find(name));
-            for value in graph.node(id).inputs.iter().flatten().copied().chain(captured) {
+            for value in graph.reads(id) {
                 read[value.0 as usize] = true;
             }
         }
@@ -461,10 +457,7 @@ fn plan_frees(graph: &Graph, segment: &mut Segment) {
     }
     for step in segment.steps.iter_mut().rev() {
         let node = graph.node(step.node);
-        let captured = crate::ir::graph::captured(node);
-        let captured = captured.iter().filter_map(|name| graph.find(name));
-        for value in node.inputs.iter().flatten().copied().chain(captured).chain(node.outputs.iter().flatten().copied())
-        {
+        for value in graph.reads(step.node).chain(node.outputs.iter().flatten().copied()) {
             if !std::mem::replace(&mut kept[value.0 as usize], true) {
                 step.frees.push(value);
             }

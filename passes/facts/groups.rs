@@ -120,7 +120,7 @@ pub fn constant_alone(graph: &Graph, value: ValueId) -> bool {
         match &graph.value(value).def {
             Def::Const(_) => {}
             Def::Input | Def::Outer => return false,
-            Def::Node(producer, _) => stack.extend(graph.node(*producer).inputs.iter().flatten()),
+            Def::Node(producer, _) => stack.extend(graph.reads(*producer)),
         }
     }
     true
@@ -144,7 +144,7 @@ impl<'a> View<'a> {
         let sink = flow.add_node(None);
         for (id, node) in graph.nodes() {
             let Some(to) = vertex[id.0 as usize] else { continue };
-            for (producer, _) in node.inputs.iter().flatten().filter_map(|v| graph.producer(*v)) {
+            for (producer, _) in graph.reads(id).filter_map(|v| graph.producer(v)) {
                 if let Some(from) = vertex[producer.0 as usize] {
                     flow.add_edge(from, to, ());
                 }

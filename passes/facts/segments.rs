@@ -32,7 +32,7 @@ pub fn cut(graph: &Graph, wanted: &[ValueId]) -> Result<Cuts, crate::ir::Error> 
     for &id in &order {
         let node = graph.node(id);
         let heavy = bears_weights(node) && node.inputs.iter().flatten().any(|v| is_weight(graph, *v))
-            || node.inputs.iter().flatten().any(|v| !side[v.0 as usize]);
+            || graph.reads(id).any(|v| !side[v.0 as usize]);
         for output in node.outputs.iter().flatten() {
             side[output.0 as usize] = !heavy;
         }
@@ -44,7 +44,7 @@ pub fn cut(graph: &Graph, wanted: &[ValueId]) -> Result<Cuts, crate::ir::Error> 
         for output in node.outputs.iter().flatten() {
             position[output.0 as usize] = Some(at);
         }
-        for input in node.inputs.iter().flatten() {
+        for input in graph.reads(id) {
             last_use[input.0 as usize] = at;
         }
     }

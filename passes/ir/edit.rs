@@ -242,10 +242,7 @@ impl Graph {
             if std::mem::replace(&mut needed[id.0 as usize], true) {
                 continue;
             }
-            let node = self.node(id);
-            let captured = super::graph::captured(node).into_iter().filter_map(|name| self.find(&name));
-            let inputs: Vec<ValueId> = node.inputs.iter().flatten().copied().chain(captured).collect();
-            stack.extend(inputs.into_iter().filter_map(|v| self.producer(v)).map(|(n, _)| n));
+            stack.extend(self.reads(id).filter_map(|v| self.producer(v)).map(|(n, _)| n));
         }
         let dead: Vec<NodeId> = self.order.iter().copied().filter(|id| !needed[id.0 as usize]).collect();
         for id in dead {

@@ -257,6 +257,14 @@ impl Graph {
         uses
     }
 
+    /// The values that a node reads: its inputs, and what its subgraphs take from this graph. Walks that ask what a node depends
+    /// on ask here, so that none forgets the second kind.
+    pub fn reads(&self, id: NodeId) -> impl Iterator<Item = ValueId> + '_ {
+        let node = self.node(id);
+        let outer = captured(node).into_iter().filter_map(|name| self.find(&name));
+        node.inputs.iter().flatten().copied().chain(outer)
+    }
+
     /// A text that tells which node this is: its name, or its first output when it has none.
     pub fn label(&self, id: NodeId) -> String {
         let node = self.node(id);

@@ -3,7 +3,7 @@
 use petgraph::algo::toposort;
 use petgraph::graph::{DiGraph, NodeIndex};
 
-use super::{Error, Graph, NodeId, ValueId, graph::captured};
+use super::{Error, Graph, NodeId, ValueId};
 
 /// The graph as petgraph sees it: one vertex per node, one edge per value that flows.
 pub fn petgraph(graph: &Graph) -> (DiGraph<NodeId, ValueId>, Vec<Option<NodeIndex>>) {
@@ -12,9 +12,8 @@ pub fn petgraph(graph: &Graph) -> (DiGraph<NodeId, ValueId>, Vec<Option<NodeInde
     for (id, _) in graph.nodes() {
         index[id.0 as usize] = Some(view.add_node(id));
     }
-    for (id, node) in graph.nodes() {
-        let outer = captured(node).into_iter().filter_map(|name| graph.find(&name));
-        for value in node.inputs.iter().flatten().copied().chain(outer) {
+    for (id, _) in graph.nodes() {
+        for value in graph.reads(id) {
             if let Some((producer, _)) = graph.producer(value)
                 && let (Some(from), Some(to)) = (index[producer.0 as usize], index[id.0 as usize])
             {
@@ -28,15 +27,8 @@ pub fn petgraph(graph: &Graph) -> (DiGraph<NodeId, ValueId>, Vec<Option<NodeInde
 /// Nodes in an order in which producers come before readers. A file order that is already such an order is kept.
 pub fn topological(graph: &Graph) -> Result<Vec<NodeId>, Error> {
     let mut seen = vec![false; graph.value_bound()];
-    let sorted = graph.nodes().all(|(_, node)| {
-        let outer = captured(node).into_iter().filter_map(|name| graph.find(&name));
-        let ready = node
-            .inputs
-            .iter()
-            .flatten()
-            .copied()
-            .chain(outer)
-            .all(|v| graph.producer(v).is_none() || seen[v.0 as usize]);
+    let sorted = graph.nodes().all(|(id, node)| {
+        let ready = graph.reads(id).all(|v| graph.producer(v).is_none() || seen[v.0 as usize]);
         for output in node.outputs.iter().flatten() {
             seen[output.0 as usize] = true;
         }
@@ -59,10 +51,8 @@ pub fn reached_from(graph: &Graph, sources: &[ValueId]) -> Result<Vec<bool>, Err
         reached[source.0 as usize] = true;
     }
     for id in topological(graph)? {
-        let node = graph.node(id);
-        let outer = captured(node).into_iter().filter_map(|name| graph.find(&name));
-        if node.inputs.iter().flatten().copied().chain(outer).any(|v| reached[v.0 as usize]) {
-            for output in node.outputs.iter().flatten() {
+        if graph.reads(id).any(|v| reached[v.0 as usize]) {
+            for output in graph.node(id).outputs.iter().flatten() {
                 reached[output.0 as usize] = true;
             }
         }
@@ -79,9 +69,7 @@ pub fn ancestors_of(graph: &Graph, sinks: &[ValueId]) -> Vec<bool> {
             continue;
         }
         if let Some((producer, _)) = graph.producer(value) {
-            let node = graph.node(producer);
-            stack.extend(node.inputs.iter().flatten());
-            stack.extend(captured(node).into_iter().filter_map(|name| graph.find(&name)));
+            stack.extend(graph.reads(producer));
         }
     }
     marked

@@ -194,9 +194,7 @@ pub(super) fn boundary_of(graph: &Graph, at_hand: &[ValueId], wanted: &[ValueId]
             continue;
         }
         if let Some((producer, _)) = graph.producer(value) {
-            let node = graph.node(producer);
-            stack.extend(node.inputs.iter().flatten());
-            stack.extend(crate::ir::graph::captured(node).iter().filter_map(|name| graph.find(name)));
+            stack.extend(graph.reads(producer));
         }
     }
     used.sort();
@@ -214,10 +212,10 @@ pub(super) fn judging_feeds(graph: &Graph, input: ValueId, judge: ValueId) -> Re
         node.outputs.iter().flatten().any(|v| reached[v.0 as usize] && needed[v.0 as usize] && *v != input)
     };
     for id in crate::ir::walk::topological(graph)?.into_iter().filter(between) {
-        for value in graph.node(id).inputs.iter().flatten() {
-            let computed = !constant_alone(graph, *value);
-            if !reached[value.0 as usize] && computed && !feeds.contains(value) {
-                feeds.push(*value);
+        for value in graph.reads(id) {
+            let computed = !constant_alone(graph, value);
+            if !reached[value.0 as usize] && computed && !feeds.contains(&value) {
+                feeds.push(value);
             }
         }
     }

@@ -65,7 +65,7 @@ pub fn reverse(model: &Model, outputs: &[ValueId], wanted: &[ValueId]) -> Result
     let mut total: HashMap<ValueId, String> = HashMap::new();
     for &id in order.iter().rev() {
         let node = graph.node(id);
-        let any_active = node.inputs.iter().flatten().any(|v| active[v.0 as usize]);
+        let any_active = graph.reads(id).any(|v| active[v.0 as usize]);
         let mut d_outputs = Vec::with_capacity(node.outputs.len());
         for output in &node.outputs {
             d_outputs.push(match output {
