@@ -54,7 +54,7 @@ pub struct Recipe {
 }
 
 /// How a group's range becomes a scale and a zero point.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RangeRule {
     /// Smallest and largest weight, as the reference code does.
@@ -115,6 +115,35 @@ pub struct DividedPlan {
     pub slot: usize,
     /// Axis over channels.
     pub axis: usize,
+    /// The entries along the axis that are divided, in the order of s, as runs `[start, length]`; none stands for all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub runs: Vec<[usize; 2]>,
+}
+
+impl DividedPlan {
+    /// The entries that are divided, in the order of s, of a constant with `entries` along the axis.
+    pub fn channels(&self, entries: usize) -> Vec<usize> {
+        match self.runs[..] {
+            [] => (0..entries).collect(),
+            // Whatever a file says: no more than there are.
+            _ => self.runs.iter().flat_map(|&[start, len]| start..start.saturating_add(len.min(entries))).collect(),
+        }
+    }
+
+    /// The entries `channels` of `entries` as [`DividedPlan::runs`] has them.
+    pub fn runs_of(channels: &[usize], entries: usize) -> Vec<[usize; 2]> {
+        if channels.iter().copied().eq(0..entries) {
+            return Vec::new();
+        }
+        let mut runs: Vec<[usize; 2]> = Vec::new();
+        for &channel in channels {
+            match runs.last_mut() {
+                Some([start, len]) if *start + *len == channel => *len += 1,
+                _ => runs.push([channel, 1]),
+            }
+        }
+        runs
+    }
 }
 
 /// A weight-bearing node that is left alone.

@@ -96,13 +96,7 @@ impl Matrix {
     pub fn rows(&self, rows: Range<usize>) -> Result<Vec<f32>, WeightError> {
         let Tensor { dtype, .. } = self.weight.tensor;
         let mut out = vec![0.0; rows.len() * self.k];
-        let float = match dtype {
-            DType::F32 => FloatType::F32,
-            DType::F16 => FloatType::F16,
-            DType::BF16 => FloatType::BF16,
-            DType::F64 => FloatType::F64,
-            _ => return Err(WeightError::Type { name: self.weight.name.clone(), dtype }),
-        };
+        let float = float_type(dtype).ok_or_else(|| WeightError::Type { name: self.weight.name.clone(), dtype })?;
         let bytes = self.weight.tensor.bytes();
         if self.weight.rows_are_outputs {
             let width = self.k * float.size();
@@ -197,6 +191,17 @@ impl Matrix {
             }
         }
         out
+    }
+}
+
+/// The type as the kernels name it, if it is a float type that they read.
+pub fn float_type(dtype: DType) -> Option<FloatType> {
+    match dtype {
+        DType::F32 => Some(FloatType::F32),
+        DType::F16 => Some(FloatType::F16),
+        DType::BF16 => Some(FloatType::BF16),
+        DType::F64 => Some(FloatType::F64),
+        _ => None,
     }
 }
 

@@ -9,9 +9,10 @@ use petgraph::algo::dominators;
 use petgraph::graph::{DiGraph, NodeIndex};
 use petgraph::visit::Reversed;
 
-use crate::ir::{Def, Graph, NodeId, Uses, ValueId, walk};
+use crate::ir::{Def, Graph, Node, NodeId, Uses, ValueId, walk};
 
-use super::sites::{Form, Site, Survey};
+use super::fold::{Fold, Folds};
+use super::sites::{Site, Survey};
 
 /// What lies on the way from a group to its judging point.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -40,30 +41,6 @@ pub struct Group {
     pub kind: Kind,
 }
 
-/// Constants that are divided by s, with the axis that runs over the group's input channels.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fold {
-    /// What absorbs: a gain, a norm, a linear layer; for the report.
-    pub producer: String,
-    /// The constants, by name.
-    pub divided: Vec<Divided>,
-    /// The index of the site whose rows are divided, when the producer is one.
-    pub site: Option<usize>,
-}
-
-/// One constant that a fold divides.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Divided {
-    /// Name of the constant.
-    pub constant: String,
-    /// The node that reads it on this way.
-    pub node: NodeId,
-    /// Input slot of that node.
-    pub slot: usize,
-    /// The axis over channels.
-    pub axis: usize,
-}
-
 /// Groups of the main graph, in topological order. `outputs` are the outputs that matter (logits); others, such as
 /// caches, play no part in judging.
 pub fn groups(graph: &Graph, survey: &Survey, outputs: &[ValueId]) -> Result<Vec<Group>, crate::ir::Error> {
@@ -80,7 +57,7 @@ pub fn groups(graph: &Graph, survey: &Survey, outputs: &[ValueId]) -> Result<Vec
     for (input, sites) in by_root {
         let (judge, kind) = view.judge(&sites, input);
         let k = survey.sites[sites[0]].k;
-        let fold = view.fold(input, k, &sites);
+        let fold = Folds { graph, survey, uses: &view.uses }.find(input, &sites);
         found.push(Group { sites, input, k, fold, judge, kind });
     }
     // Groups judged at one value are of one kind: the o projection belongs to attention although no Softmax lies
@@ -126,8 +103,10 @@ pub fn constant_alone(graph: &Graph, value: ValueId) -> bool {
     true
 }
 
-/// What stands between two linear layers and keeps channels apart.
-const VIEWS: &[&str] = &["Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast", "Dropout"];
+/// The operator of a node of the standard domain; empty for others.
+fn standard(node: &Node) -> &str {
+    if node.is(&node.op) { &node.op } else { "" }
+}
 
 impl<'a> View<'a> {
     fn of(graph: &'a Graph, survey: &'a Survey, outputs: &[ValueId]) -> Result<View<'a>, crate::ir::Error> {
@@ -164,13 +143,12 @@ impl<'a> View<'a> {
         let mut value = site.x;
         while let Some((producer, _)) = self.graph.producer(value) {
             let node = self.graph.node(producer);
-            let keeps_channels = match node.op.as_str() {
+            let keeps_channels = match standard(node) {
                 "Identity" | "Cast" | "Dropout" => true,
                 "Reshape" => self.last_of_shape(node.input(1)) == Some(site.k as i64),
-                "Flatten" => false,
                 _ => false,
             };
-            match node.input(0).filter(|_| keeps_channels && node.domain.is_empty()) {
+            match node.input(0).filter(|_| keeps_channels) {
                 Some(before) if self.last_dim_can_be(before, site.k) => value = before,
                 _ => break,
             }
@@ -186,7 +164,7 @@ impl<'a> View<'a> {
         // A shape that is put together from pieces: look at the last piece.
         let (producer, _) = self.graph.producer(shape)?;
         let node = self.graph.node(producer);
-        match node.op.as_str() {
+        match standard(node) {
             "Concat" => self.last_of_shape(node.inputs.last().copied().flatten()),
             "Constant" => match node.attr("value") {
                 Some(crate::ir::Attr::Tensor(tensor)) => tensor.to_i64()?.last().copied(),
@@ -204,8 +182,8 @@ impl<'a> View<'a> {
         }
         let Some((producer, _)) = self.graph.producer(value) else { return false };
         let node = self.graph.node(producer);
-        match node.op.as_str() {
-            "LayerNormalization" | "RMSNormalization" | "SimplifiedLayerNormalization" => {
+        match standard(node) {
+            "LayerNormalization" | "RMSNormalization" => {
                 node.input(1).and_then(|v| self.graph.constant(v)).is_some_and(|t| t.len() == k)
             }
             "Mul" | "Add" => node.inputs.iter().flatten().any(|v| self.row_constant(*v, k)),
@@ -263,10 +241,11 @@ impl<'a> View<'a> {
         self.uses.of(value).iter().any(|&(reader, slot)| {
             let node = self.graph.node(reader);
             // The slots that hold values of the same kind; the rest are gains, indices and conditions.
-            let peers: &[usize] = match node.op.as_str() {
-                "Add" | "SkipLayerNormalization" | "SkipSimplifiedLayerNormalization" => &[0, 1],
-                "ScatterND" | "ScatterElements" => &[0, 2],
-                "Where" => &[1, 2],
+            let peers: &[usize] = match (node.domain.as_str(), node.op.as_str()) {
+                ("com.microsoft", "SkipLayerNormalization" | "SkipSimplifiedLayerNormalization") => &[0, 1],
+                (_, "Add") if node.is("Add") => &[0, 1],
+                (_, op @ ("ScatterND" | "ScatterElements")) if node.is(op) => &[0, 2],
+                (_, "Where") if node.is("Where") => &[1, 2],
                 _ => return false,
             };
             self.needed[reader.0 as usize]
@@ -308,150 +287,11 @@ impl<'a> View<'a> {
         let Ok(reached) = walk::reached_from(self.graph, &[from]) else { return false };
         let needed = walk::ancestors_of(self.graph, &[to]);
         self.graph.nodes().any(|(_, node)| {
-            let attends =
-                matches!(node.op.as_str(), "Softmax" | "Attention" | "GroupQueryAttention" | "MultiHeadAttention");
+            let attends = match node.domain.as_str() {
+                "com.microsoft" => node.op.ends_with("Attention"),
+                _ => node.is("Softmax") || node.is("Attention"),
+            };
             attends && node.outputs.iter().flatten().any(|v| reached[v.0 as usize] && needed[v.0 as usize])
         })
-    }
-
-    fn fold(&self, input: ValueId, k: usize, sites: &[usize]) -> Result<Fold, String> {
-        for &index in sites {
-            let site = &self.survey.sites[index];
-            let shared = self.uses.find_weight(self.graph, &site.weight.name) > 1;
-            if shared {
-                return Err(format!("weight `{}` is shared with another node", site.weight.name));
-            }
-        }
-        self.only_read_by(input, sites)?;
-        self.absorb(input, k, 0)
-    }
-
-    /// Every reader of `value`, through views, is a site of the group.
-    fn only_read_by(&self, value: ValueId, sites: &[usize]) -> Result<(), String> {
-        if self.uses.is_output(value) {
-            return Err(format!("`{}` is a graph output", self.graph.name(value)));
-        }
-        for (reader, _) in self.uses.of(value) {
-            if self.site_of.get(reader).is_some_and(|index| sites.contains(index)) {
-                continue;
-            }
-            let node = self.graph.node(*reader);
-            match node.output(0).filter(|_| VIEWS.contains(&node.op.as_str())) {
-                Some(next) => self.only_read_by(next, sites)?,
-                None if node.is("Shape") => {}
-                None => {
-                    return Err(format!(
-                        "`{}` is also read by {} `{}`",
-                        self.graph.name(value),
-                        node.op,
-                        self.graph.label(*reader)
-                    ));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Who can divide the last axis of `value`, which only the group reads.
-    fn absorb(&self, value: ValueId, k: usize, depth: usize) -> Result<Fold, String> {
-        let Some((producer, slot)) = self.graph.producer(value) else {
-            return Err(format!("`{}` is an input or a constant", self.graph.name(value)));
-        };
-        let node = self.graph.node(producer);
-        let label = || format!("{} `{}`", node.op, self.graph.label(producer));
-        let divided = |slot: usize| -> Option<Divided> {
-            let value = node.input(slot)?;
-            self.row_constant(value, k).then(|| Divided {
-                constant: self.graph.name(value).to_owned(),
-                node: producer,
-                slot,
-                axis: self.graph.constant(value).map_or(0, |t| t.dims.len() - 1),
-            })
-        };
-        if depth > 8 || slot != 0 {
-            return Err(format!("no producer found before {}", label()));
-        }
-        match node.op.as_str() {
-            "Identity" | "Cast" | "Dropout" => self.step(node.input(0), k, depth),
-            "LayerNormalization" | "RMSNormalization" | "SimplifiedLayerNormalization" => {
-                let gain = divided(1).ok_or_else(|| format!("{} has no constant gain of length {k}", label()))?;
-                let mut all = vec![gain];
-                if let Some(bias) = node.input(2) {
-                    all.push(divided(2).ok_or_else(|| {
-                        format!("the bias `{}` of {} is not a constant of length {k}", self.graph.name(bias), label())
-                    })?);
-                }
-                Ok(Fold { producer: label(), divided: all, site: None })
-            }
-            "Mul" | "Div" => {
-                if let Some(gain) = divided(1) {
-                    if node.op == "Mul" {
-                        return Ok(Fold { producer: label(), divided: vec![gain], site: None });
-                    }
-                } else if let (true, Some(gain)) = (node.op == "Mul", divided(0)) {
-                    return Ok(Fold { producer: label(), divided: vec![gain], site: None });
-                }
-                if node.op == "Div" {
-                    return self.step(node.input(0), k, depth);
-                }
-                // A product of two computed values: either factor may absorb. The second is tried first, because
-                // exporters write silu(gate) * up.
-                let second = self.step(node.input(1), k, depth);
-                second.or_else(|_| self.step(node.input(0), k, depth))
-            }
-            "Add" => {
-                let constant = [0, 1].into_iter().find_map(|slot| divided(slot).map(|d| (slot, d)));
-                let (slot, bias) = constant.ok_or_else(|| format!("{} adds two computed values", label()))?;
-                let mut fold = self.step(node.input(1 - slot), k, depth)?;
-                fold.divided.push(bias);
-                Ok(fold)
-            }
-            "MatMul" | "Gemm" => self.absorb_in_site(producer, k),
-            _ => Err(format!("{} cannot absorb a scale per channel", label())),
-        }
-    }
-
-    fn absorb_in_site(&self, producer: NodeId, k: usize) -> Result<Fold, String> {
-        let label = self.graph.label(producer);
-        let Some(&index) = self.site_of.get(&producer) else {
-            return Err(format!("`{label}` is not a layer with a constant weight"));
-        };
-        let site = &self.survey.sites[index];
-        if site.n != k || site.form == Form::Left {
-            return Err(format!("`{label}` has {} output channels, not {k}", site.n));
-        }
-        if self.uses.find_weight(self.graph, &site.weight.name) > 1 {
-            return Err(format!("weight `{}` of `{label}` is shared with another node", site.weight.name));
-        }
-        let slot = self.graph.node(producer).inputs.iter().position(|v| *v != Some(site.x)).unwrap_or(1);
-        let axis = usize::from(!site.weight.rows_are_outputs);
-        let mut divided = vec![Divided { constant: site.weight.name.clone(), node: producer, slot, axis }];
-        if let Form::Gemm { c: Some(c), .. } = site.form {
-            if !self.row_constant(c, k) {
-                return Err(format!("the third input of Gemm `{label}` is not a constant of length {k}"));
-            }
-            let axis = self.graph.constant(c).map_or(0, |t| t.dims.len() - 1);
-            divided.push(Divided { constant: self.graph.name(c).to_owned(), node: producer, slot: 2, axis });
-        }
-        Ok(Fold { producer: format!("linear `{}`", site.name), divided, site: Some(index) })
-    }
-
-    /// One step back: the value must have no other reader.
-    fn step(&self, value: Option<ValueId>, k: usize, depth: usize) -> Result<Fold, String> {
-        let value = value.ok_or("an input is absent")?;
-        if self.uses.count(value) != 1 {
-            return Err(format!("`{}` has other readers", self.graph.name(value)));
-        }
-        self.absorb(value, k, depth + 1)
-    }
-}
-
-impl Uses {
-    /// Readers of the constant with this name.
-    fn find_weight(&self, graph: &Graph, name: &str) -> usize {
-        match graph.find(name).map(|v| (v, &graph.value(v).def)) {
-            Some((value, Def::Const(_) | Def::Node(..))) => self.count(value),
-            _ => 0,
-        }
     }
 }

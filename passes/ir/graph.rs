@@ -265,6 +265,25 @@ impl Graph {
         node.inputs.iter().flatten().copied().chain(outer)
     }
 
+    /// The tensor of a constant or of a `Constant` node.
+    pub fn shown_constant(&self, value: ValueId) -> Option<&Tensor> {
+        match &self.value(value).def {
+            Def::Node(node, _) if self.node(*node).is("Constant") => match self.node(*node).attr("value") {
+                Some(Attr::Tensor(tensor)) => Some(tensor),
+                _ => None,
+            },
+            _ => self.constant(value),
+        }
+    }
+
+    /// The declared number of axes of a value.
+    pub fn rank(&self, value: ValueId) -> Option<usize> {
+        match &self.value(value).ty {
+            Some(Type::Tensor(_, Some(dims))) => Some(dims.len()),
+            _ => None,
+        }
+    }
+
     /// A text that tells which node this is: its name, or its first output when it has none.
     pub fn label(&self, id: NodeId) -> String {
         let node = self.node(id);

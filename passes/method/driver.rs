@@ -222,7 +222,8 @@ impl<'a> Calibration<'a> {
         let runner = request.runner;
         let count = self.samples.len().min(request.search_samples);
         let stream = Stream::new(runner, request.model, &self.cuts, &[request.logits])?;
-        let mut plans: Vec<GroupPlan> = self.groups.iter().zip(rho).map(|(g, r)| self.unsearched(g, *r)).collect();
+        let mut plans: Vec<GroupPlan> =
+            self.groups.iter().zip(rho).map(|(g, r)| group_plan(graph, request.survey, g, *r)).collect();
 
         let loaded = runner.pool().map(count, |i| -> Result<_, Error> {
             let sample = self.samples.sample(i).map_err(Error::Data)?;
@@ -361,35 +362,31 @@ impl<'a> Calibration<'a> {
         let gain = tensor.to_f64()?.into_iter().map(|v| v as f32).collect();
         Some((gain, scale_type(tensor.dtype)))
     }
+}
 
-    fn unsearched(&self, group: &Group, rho: Option<f64>) -> GroupPlan {
-        let graph = &self.request.model.graph;
-        GroupPlan {
-            input: graph.name(group.input).to_owned(),
-            sites: group.sites.iter().map(|&s| self.request.survey.sites[s].name.clone()).collect(),
-            producer: group.fold.as_ref().ok().map(|f| f.producer.clone()),
-            declined: group.fold.as_ref().err().cloned(),
-            judge: graph.name(group.judge).to_owned(),
-            kind: group.kind,
-            rho,
-            exponent: None,
-            losses: Vec::new(),
-            vision_share: None,
-            scale: Vec::new(),
-            divided: self.divided(group),
-        }
-    }
-
-    fn divided(&self, group: &Group) -> Vec<DividedPlan> {
-        let graph = &self.request.model.graph;
-        let fold = group.fold.as_ref().ok();
-        let each = fold.into_iter().flat_map(|fold| &fold.divided).map(|d| DividedPlan {
-            constant: d.constant.clone(),
-            reader: graph.node(d.node).output(0).map_or("", |v| graph.name(v)).to_owned(),
-            slot: d.slot,
-            axis: d.axis,
-        });
-        each.collect()
+/// What the plan says of a group before anything was searched: a scale of one.
+pub fn group_plan(graph: &crate::ir::Graph, survey: &Survey, group: &Group, rho: Option<f64>) -> GroupPlan {
+    let fold = group.fold.as_ref().ok();
+    let divided = fold.into_iter().flat_map(|fold| &fold.divided).map(|d| DividedPlan {
+        constant: d.constant.clone(),
+        reader: graph.node(d.node).output(0).map_or("", |v| graph.name(v)).to_owned(),
+        slot: d.slot,
+        axis: d.axis,
+        runs: DividedPlan::runs_of(&d.channels, d.entries),
+    });
+    GroupPlan {
+        input: graph.name(group.input).to_owned(),
+        sites: group.sites.iter().map(|&s| survey.sites[s].name.clone()).collect(),
+        producer: fold.map(|f| f.producer.clone()),
+        declined: group.fold.as_ref().err().cloned(),
+        judge: graph.name(group.judge).to_owned(),
+        kind: group.kind,
+        rho,
+        exponent: None,
+        losses: Vec::new(),
+        vision_share: None,
+        scale: Vec::new(),
+        divided: divided.collect(),
     }
 }
 

@@ -1,20 +1,24 @@
 //! From plan to graph: the only pass that knows formats.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
-use mbqc_kernels::affine::{Codes, ScaleType};
-use mbqc_kernels::{Pool, Spec};
+use mbqc_kernels::affine::ScaleType;
+use mbqc_kernels::{FORMATS, Format, Pool, Spec};
 
 use crate::facts::sites::{Form, Site, Survey};
-use crate::ir::{
-    Attr, DType, Edit, Graph, GraphPath, Lazy, Model, NewNode, NodeId, Place, Sink, Tensor, Type, ValueId,
-};
+use crate::ir::{Attr, DType, Edit, GraphPath, Model, NewNode, NodeId, Place, Tensor};
 use crate::method::driver::matrix;
-use crate::plan::{GroupPlan, Plan, RangeRule, Recipe, ScaleRule, path_text, site_key};
+use crate::plan::{Plan, Recipe, ScaleRule, path_text, site_key};
 use crate::weights::{Scaling, WeightError, scale_type};
 
 use super::fallback::{Fallback, body};
+
+mod divide;
+mod packed;
+
+use divide::{Refused, divide};
+use packed::{PackedSource, Packing, lazy};
 
 /// Which operators the result may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,11 +108,22 @@ pub fn apply(
         pool,
         packed: HashMap::new(),
         edits: HashMap::new(),
-        uses_w3: false,
+        names: HashMap::new(),
+        ops: Vec::new(),
         sites: survey.sites.iter().enumerate().map(|(i, s)| (site_key(model, s), i)).collect(),
     };
+    pass.check_groups()?;
     pass.fold_constants()?;
+    let mut seen = HashSet::new();
     for recipe in &plan.recipes {
+        if !seen.insert(&recipe.site) {
+            return Err(ApplyError::Misfit {
+                what: "layer",
+                name: recipe.site.clone(),
+                found: "occurs twice".to_owned(),
+                expected: "one recipe for a layer".to_owned(),
+            });
+        }
         pass.quantize(recipe)?;
     }
     let mut result = model.clone();
@@ -127,13 +142,19 @@ pub fn apply(
             graph.apply(drops)?;
         }
     }
-    if pass.uses_w3 {
-        let function = body(options.fallback, result.opset()).map_err(ApplyError::Body)?;
-        result.import("ai.mbqc", 1);
-        result.functions.extend(function);
+    let own = pass.ops.iter().any(|(domain, _)| domain == "ai.mbqc");
+    for (domain, version) in pass.ops {
+        result.import(&domain, version);
     }
-    if plan.recipes.iter().any(|r| !pass.own_op(&r.format)) || (pass.uses_w3 && options.fallback == Fallback::Ort) {
-        result.import("com.microsoft", 1);
+    // A model that was compiled in part before brings the body along.
+    if own && result.function("ai.mbqc", "MbqMatMulW3").is_none() {
+        let function = body(options.fallback, result.opset()).map_err(ApplyError::Body)?;
+        if let Some(function) = function {
+            for (domain, version) in function.opsets.iter().filter(|(domain, _)| !domain.is_empty()) {
+                result.import(domain, *version);
+            }
+            result.functions.push(function);
+        }
     }
     result.ir_version = result.ir_version.max(8);
     Ok(result)
@@ -145,16 +166,14 @@ pub fn can_apply(model: &Model, site: &Site) -> Result<(), String> {
     if site.weight.read_as == DType::F64 {
         return Err("its arithmetic is in double precision".to_owned());
     }
-    if site.form == Form::Left && rank(graph, site.x).is_none() {
-        return Err("its weight is the first operand and the rank of the second is not declared".to_owned());
-    }
-    Ok(())
-}
-
-fn rank(graph: &Graph, value: ValueId) -> Option<usize> {
-    match &graph.value(value).ty {
-        Some(Type::Tensor(_, Some(dims))) => Some(dims.len()),
-        _ => None,
+    match graph.rank(site.x) {
+        None if site.form == Form::Left => {
+            Err("its weight is the first operand and the rank of the second is not declared".to_owned())
+        }
+        Some(rank @ (0 | 1)) => {
+            Err(format!("its activation has {rank} axes; the quantized operators need tokens and channels"))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -170,10 +189,13 @@ struct Pass<'a> {
     plan: &'a Plan,
     options: &'a Options,
     pool: &'a Arc<Pool>,
-    /// Names of the packed constants, by owner, weight and format.
-    packed: HashMap<(GraphPath, String, String), [String; 3]>,
+    /// Names of the packed constants.
+    packed: HashMap<Packing, [String; 3]>,
     edits: HashMap<GraphPath, GraphEdits>,
-    uses_w3: bool,
+    /// Names that the edits so far take.
+    names: HashMap<GraphPath, HashSet<String>>,
+    /// Domains and versions of the operators that were put in.
+    ops: Vec<(String, i64)>,
     sites: HashMap<String, usize>,
 }
 
@@ -182,8 +204,67 @@ impl Pass<'_> {
         self.edits.entry(path.clone()).or_default().rewrites.push(edit);
     }
 
-    fn own_op(&self, format: &str) -> bool {
-        format.starts_with("w3") && self.options.target == Target::Mbqc
+    /// A name that neither the graph at `path` has nor an edit takes.
+    fn fresh(&mut self, path: &GraphPath, base: &str) -> String {
+        let graph = self.model.graph_at(path);
+        let taken = self.names.entry(path.clone()).or_default();
+        let free = |name: &String| graph.is_none_or(|g| g.find(name).is_none()) && !taken.contains(name);
+        let numbered = (1..).map(|i| format!("{base}_{i}"));
+        let name = std::iter::once(base.to_owned()).chain(numbered).find(free).unwrap_or_default();
+        taken.insert(name.clone());
+        name
+    }
+
+    /// What carries a format's codes: its own operator, or for stock runtimes the smallest stock container.
+    fn container(&self, format: &'static Format) -> &'static Format {
+        let stock = |f: &&&Format| f.schema.domain != "ai.mbqc" && f.bits >= format.bits;
+        if self.options.target == Target::Mbqc || format.schema.domain != "ai.mbqc" {
+            return format;
+        }
+        FORMATS.iter().filter(stock).min_by_key(|f| f.bits).copied().unwrap_or(format)
+    }
+
+    fn check_groups(&self) -> Result<(), ApplyError> {
+        for group in &self.plan.groups {
+            if let Some(bad) = group.scale.iter().find(|s| !(s.is_finite() && **s > 0.0)) {
+                return Err(ApplyError::Misfit {
+                    what: "group",
+                    name: group.input.clone(),
+                    found: format!("has a scale of {bad}"),
+                    expected: "finite numbers above zero".to_owned(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// What each place of a constant of `entries` places is divided by where the node with the output `reader` reads it: the scales
+    /// of all groups that it feeds.
+    fn divisors(&self, constant: &str, reader: &str, entries: usize) -> Result<Option<Vec<f32>>, ApplyError> {
+        let mut divisors = None;
+        for group in self.plan.groups.iter().filter(|g| !g.scale.is_empty()) {
+            for divided in group.divided.iter().filter(|d| d.constant == constant && d.reader == reader) {
+                let all = divisors.get_or_insert_with(|| vec![1.0f32; entries]);
+                let channels = divided.channels(entries);
+                let fits = channels.len() == group.scale.len() && channels.iter().all(|&c| c < entries);
+                if !fits {
+                    return Err(ApplyError::Misfit {
+                        what: "constant",
+                        name: constant.to_owned(),
+                        found: format!("has {entries} entries along its axis, {} of which are divided", channels.len()),
+                        expected: format!(
+                            "one for each of the {} scales of group `{}`",
+                            group.scale.len(),
+                            group.input
+                        ),
+                    });
+                }
+                for (&channel, s) in channels.iter().zip(&group.scale) {
+                    all[channel] *= s;
+                }
+            }
+        }
+        Ok(divisors)
     }
 
     /// Divides the constants that absorb scales, except the weights of layers that are quantized: those take their
@@ -191,43 +272,63 @@ impl Pass<'_> {
     fn fold_constants(&mut self) -> Result<(), ApplyError> {
         let graph = &self.model.graph;
         let uses = graph.uses();
-        let quantized: Vec<&str> = self.plan.recipes.iter().map(|r| r.weight.as_str()).collect();
-        for group in self.plan.groups.iter().filter(|g| !g.scale.is_empty()) {
-            for divided in &group.divided {
-                if quantized.contains(&divided.constant.as_str()) {
-                    continue;
-                }
-                let misfit = |what, name: &str, found: &str, expected: String| ApplyError::Misfit {
-                    what,
-                    name: name.to_owned(),
-                    found: found.to_owned(),
-                    expected,
-                };
-                let value = graph.find(&divided.constant);
-                let tensor = value.and_then(|v| graph.constant(v)).ok_or_else(|| {
-                    misfit("constant", &divided.constant, "is not in the main graph", "a constant".to_owned())
-                })?;
-                let reader = graph.find(&divided.reader).and_then(|v| graph.producer(v)).ok_or_else(|| {
-                    misfit("value", &divided.reader, "has no producer", "the node that reads the constant".to_owned())
-                })?;
-                if tensor.dims.get(divided.axis) != Some(&group.scale.len()) {
-                    return Err(misfit(
-                        "constant",
-                        &divided.constant,
-                        &format!("has shape {:?}", tensor.dims),
-                        format!("{} entries along axis {}", group.scale.len(), divided.axis),
-                    ));
-                }
-                let scaled = divide(tensor, &divided.constant, group, divided.axis)?;
-                let value = value.expect("the constant was found above");
-                if uses.count(value) == 1 {
-                    self.edit(&Vec::new(), Edit::SetConst(value, scaled));
-                } else {
-                    let name = fresh(graph, &format!("{}.scaled", divided.constant));
-                    self.edit(&Vec::new(), Edit::AddConst(name.clone(), scaled));
-                    self.edit(&Vec::new(), Edit::SetInput(reader.0, divided.slot, name));
-                }
+        let quantized: HashSet<&str> = self.plan.recipes.iter().map(|r| r.weight.as_str()).collect();
+        let mut done = HashSet::new();
+        let groups = self.plan.groups.iter().filter(|g| !g.scale.is_empty());
+        for (group, divided) in groups.flat_map(|g| g.divided.iter().map(move |d| (g, d))) {
+            let constant = divided.constant.as_str();
+            if quantized.contains(constant) {
+                continue;
             }
+            let misfit = |what, name: &str, found: String, expected: &str| ApplyError::Misfit {
+                what,
+                name: name.to_owned(),
+                found,
+                expected: expected.to_owned(),
+            };
+            let value = graph.find(constant);
+            let tensor = value.and_then(|v| graph.shown_constant(v));
+            let (Some(value), Some(tensor)) = (value, tensor) else {
+                return Err(misfit("constant", constant, "is not in the main graph".to_owned(), "a constant"));
+            };
+            let reader = graph.find(&divided.reader).and_then(|v| graph.producer(v)).ok_or_else(|| {
+                let expected = "the node that reads the constant";
+                misfit("value", &divided.reader, "has no producer".to_owned(), expected)
+            })?;
+            let Some(&entries) = tensor.dims.get(divided.axis) else {
+                let found = format!("has shape {:?}", tensor.dims);
+                return Err(misfit("constant", constant, found, &format!("an axis {}", divided.axis)));
+            };
+            // One copy for all groups that this constant feeds through this reader.
+            let Some(divisors) = self.divisors(constant, &divided.reader, entries)? else { continue };
+            if !done.insert((constant, reader.0, divided.slot)) {
+                continue;
+            }
+            let refused = |refused| match refused {
+                Refused::Type => misfit("constant", constant, format!("is of type {}", tensor.dtype), "a float type"),
+                Refused::Leaves(value) => ApplyError::Range {
+                    name: constant.to_owned(),
+                    group: group.input.clone(),
+                    dtype: tensor.dtype,
+                    value: f64::from(value),
+                },
+            };
+            let scaled = divide(tensor, divisors, divided.axis).map_err(refused)?;
+            let main = GraphPath::new();
+            if uses.count(value) == 1 && graph.constant(value).is_some() {
+                self.edit(&main, Edit::SetConst(value, scaled));
+                continue;
+            }
+            let name = self.fresh(&main, &format!("{constant}.scaled"));
+            self.edit(&main, Edit::AddConst(name.clone(), scaled));
+            // Behind a view only the constant itself can be replaced; then it has no other reader.
+            let direct = graph.node(reader.0).input(divided.slot) == Some(value);
+            let readers = uses.of(value).iter().copied();
+            let readers = if direct { vec![(reader.0, divided.slot)] } else { readers.collect() };
+            for (node, slot) in readers {
+                self.edit(&main, Edit::SetInput(node, slot, name.clone()));
+            }
+            self.edits.entry(main).or_default().drops.push(constant.to_owned());
         }
         Ok(())
     }
@@ -266,9 +367,9 @@ impl Pass<'_> {
         match &site.form {
             Form::Right => {}
             Form::Left => {
-                let rank = rank(graph, site.x).unwrap_or(2);
-                let turned = fresh(graph, &format!("{y}/x"));
-                let product = fresh(graph, &format!("{y}/product"));
+                let rank = graph.rank(site.x).unwrap_or(2);
+                let turned = self.fresh(&site.path, &format!("{y}/x"));
+                let product = self.fresh(&site.path, &format!("{y}/product"));
                 let path = site.path.clone();
                 let id = site.node;
                 quantized.inputs[0].clone_from(&turned);
@@ -282,20 +383,20 @@ impl Pass<'_> {
                 let path = site.path.clone();
                 let id = site.node;
                 if *trans_a {
-                    let turned = fresh(graph, &format!("{y}/x"));
+                    let turned = self.fresh(&site.path, &format!("{y}/x"));
                     quantized.inputs[0].clone_from(&turned);
                     self.edit(&path, Edit::AddNode(swap_last(&x, &turned, 2), Place::Before(id)));
                 }
                 if let Some(c) = c.filter(|_| *beta != 0.0) {
-                    let product = fresh(graph, &format!("{y}/product"));
+                    let product = self.fresh(&site.path, &format!("{y}/product"));
                     quantized.outputs[0].clone_from(&product);
                     let mut addend = graph.name(c).to_owned();
                     let add_at = Place::After(id);
                     self.replace(&path, id, quantized);
                     let mut edits = Vec::new();
                     if *beta != 1.0 {
-                        let factor = fresh(graph, &format!("{y}/beta"));
-                        let scaled = fresh(graph, &format!("{y}/c"));
+                        let factor = self.fresh(&site.path, &format!("{y}/beta"));
+                        let scaled = self.fresh(&site.path, &format!("{y}/c"));
                         let constant = Tensor::floats(site.weight.read_as, [], &[*beta])
                             .unwrap_or_else(|| Tensor::f32s([], &[*beta]));
                         self.edit(&path, Edit::AddConst(factor.clone(), constant));
@@ -332,62 +433,56 @@ impl Pass<'_> {
     }
 
     fn describe(&mut self, node: &mut NewNode, site: &Site, spec: Spec) {
-        let own = self.own_op(spec.format.name);
-        let schema = &spec.format.schema;
+        let schema = &self.container(spec.format).schema;
         let accuracy = match self.options.accuracy {
-            Accuracy::Auto => schema.accuracy_level,
+            // What the codes ask for, whatever carries them.
+            Accuracy::Auto => spec.format.schema.accuracy_level,
             Accuracy::Exact => 1,
             Accuracy::Fast => 4,
         };
         let mut int = |name: &str, value: i64| node.attrs.push((name.to_owned(), Attr::Int(value)));
         int("K", i64::try_from(site.k).unwrap_or(i64::MAX));
         int("N", i64::try_from(site.n).unwrap_or(i64::MAX));
-        if !own {
-            int("bits", schema.bits.unwrap_or(4));
+        if let Some(bits) = schema.bits {
+            int("bits", bits);
         }
         int("block_size", i64::try_from(spec.group).unwrap_or(i64::MAX));
         int("accuracy_level", accuracy);
-        if own {
-            self.uses_w3 = true;
-            schema.domain.clone_into(&mut node.domain);
-            schema.op.clone_into(&mut node.op);
-        } else {
-            "com.microsoft".clone_into(&mut node.domain);
-            "MatMulNBits".clone_into(&mut node.op);
+        schema.domain.clone_into(&mut node.domain);
+        schema.op.clone_into(&mut node.op);
+        let import = (schema.domain.to_owned(), schema.version);
+        if !self.ops.contains(&import) {
+            self.ops.push(import);
         }
     }
 
     /// The packed constants of a weight, made once however many layers share it.
     fn pack(&mut self, site: &Site, recipe: &Recipe, spec: Spec) -> Result<[String; 3], ApplyError> {
-        let key = (site.weight.owner.clone(), site.weight.name.clone(), recipe.format.clone());
-        if let Some(names) = self.packed.get(&key) {
-            return Ok(names.clone());
-        }
-        let owner = self.model.graph_at(&site.weight.owner).ok_or(crate::ir::Error::NoNode(0))?;
-        let scaling = self.scaling(site, recipe)?;
-        let own = self.own_op(spec.format.name);
-        let container = if own || spec.format.bits != 3 { spec.format } else { four_bits() };
-        let source = Arc::new(PackedSource {
+        let source = PackedSource {
             matrix: matrix(site),
-            scaling,
+            scaling: self.scaling(site, recipe)?,
             spec,
-            container,
+            container: self.container(spec.format),
             range: recipe.range,
             scale: match recipe.scales {
                 ScaleRule::Stored => scale_type(site.weight.read_as),
-                ScaleRule::F32 => mbqc_kernels::affine::ScaleType::F32,
+                ScaleRule::F32 => ScaleType::F32,
             },
             pool: Arc::clone(self.pool),
-            waiting: Mutex::default(),
-        });
+            waiting: std::sync::Mutex::default(),
+        };
+        let key = Packing::of(site, &source);
+        if let Some(names) = self.packed.get(&key) {
+            return Ok(names.clone());
+        }
+        let source = Arc::new(source);
         let (n, groups) = (site.n, site.k.div_ceil(spec.group));
-        let bits = container.bits as usize;
-        let block = spec.group * bits / 8;
-        let zero_bits = if bits == 3 { 4 } else { bits };
-        let zero_row = (groups * zero_bits).div_ceil(8);
+        let block = spec.group * source.container.bits as usize / 8;
+        let zero_row = (groups * source.container.zero_point_bits as usize).div_ceil(8);
         let read_as = site.weight.read_as;
         let stem = format!("{}.{}", site.weight.name, recipe.format);
-        let names = ["B", "scales", "zero_points"].map(|part| fresh(owner, &format!("{stem}.{part}")));
+        let owner = site.weight.owner.clone();
+        let names = ["B", "scales", "zero_points"].map(|part| self.fresh(&owner, &format!("{stem}.{part}")));
         let scale_bytes = read_as.bytes_for(n * groups).unwrap_or(0);
         let tensors = [
             lazy(DType::U8, vec![n, groups, block], n * groups * block, &source, PackedSource::codes),
@@ -395,7 +490,7 @@ impl Pass<'_> {
             lazy(DType::U8, vec![n, zero_row], n * zero_row, &source, PackedSource::zero_points),
         ];
         for (name, tensor) in names.iter().zip(tensors) {
-            self.edit(&site.weight.owner.clone(), Edit::AddConst(name.clone(), tensor));
+            self.edit(&owner, Edit::AddConst(name.clone(), tensor));
         }
         self.packed.insert(key, names.clone());
         Ok(names)
@@ -426,130 +521,16 @@ impl Pass<'_> {
                 scaling.columns = Some(group.scale.clone());
             }
         }
-        let divides = |g: &&GroupPlan| !g.scale.is_empty() && g.divided.iter().any(|d| d.constant == site.weight.name);
-        if let Some(group) = self.plan.groups.iter().find(divides) {
-            if group.scale.len() != site.n {
-                return Err(misfit(format!("has {} output channels", site.n), format!("{}", group.scale.len())));
-            }
-            scaling.rows = Some(group.scale.clone());
+        if site.path.is_empty() {
+            let output = self.model.graph.name(site.y);
+            scaling.rows = self.divisors(&site.weight.name, output, site.n)?;
         }
         Ok(scaling)
     }
-}
-
-fn four_bits() -> &'static mbqc_kernels::Format {
-    mbqc_kernels::FORMATS.iter().find(|f| f.name == "w4").expect("law: the list of formats has w4")
-}
-
-/// Quantizes a weight when the writer asks, block by block. Each of the three parts comes out of the same pass over the
-/// weight: scales and zero points, the small ones, wait from then on until they are asked for, which is soon, since they
-/// follow the codes in the file. A part that is asked for again is made anew.
-struct PackedSource {
-    matrix: crate::weights::Matrix,
-    scaling: Scaling,
-    spec: Spec,
-    /// The format whose bytes are stored: another one than the codes' where 3-bit codes go into 4-bit containers.
-    container: &'static mbqc_kernels::Format,
-    range: RangeRule,
-    scale: ScaleType,
-    pool: Arc<Pool>,
-    waiting: Mutex<Waiting>,
-}
-
-/// Parts that were made and not yet asked for.
-#[derive(Default)]
-struct Waiting {
-    scales: Option<Vec<u8>>,
-    zero_points: Option<Vec<u8>>,
-}
-
-impl PackedSource {
-    /// Hands the packed codes to `sink`.
-    fn codes(&self, sink: &mut Sink<'_>) -> Result<(), String> {
-        let dtype = self.matrix.weight.read_as;
-        let (mut scales, mut zero_points) = (Vec::new(), Vec::new());
-        let pack = |codes| (self.container.pack)(&Codes { bits: self.container.bits, ..codes });
-        let Self { matrix, scaling, spec, range, scale, pool, .. } = self;
-        for packed in matrix.quantize_blocks(scaling, *spec, *range, *scale, pool, pack) {
-            let packed = packed.map_err(|error| error.to_string())?;
-            let stored = Tensor::floats(dtype, packed.scale_dims, &packed.scales);
-            let stored = stored.ok_or_else(|| format!("scales cannot be stored as {dtype}"))?;
-            scales.extend_from_slice(stored.bytes());
-            zero_points.extend_from_slice(&packed.zero_points);
-            sink(&packed.b)?;
-        }
-        let mut waiting = self.waiting()?;
-        *waiting = Waiting { scales: Some(scales), zero_points: Some(zero_points) };
-        Ok(())
-    }
-
-    fn scales(&self, sink: &mut Sink<'_>) -> Result<(), String> {
-        sink(&self.small(|waiting| waiting.scales.take())?)
-    }
-
-    fn zero_points(&self, sink: &mut Sink<'_>) -> Result<(), String> {
-        sink(&self.small(|waiting| waiting.zero_points.take())?)
-    }
-
-    fn small(&self, take: fn(&mut Waiting) -> Option<Vec<u8>>) -> Result<Vec<u8>, String> {
-        let found = take(&mut *self.waiting()?);
-        if let Some(found) = found {
-            return Ok(found);
-        }
-        self.codes(&mut |_| Ok(()))?;
-        let made = take(&mut *self.waiting()?);
-        made.ok_or_else(|| "another thread took the part that was just made".to_owned())
-    }
-
-    fn waiting(&self) -> Result<MutexGuard<'_, Waiting>, String> {
-        self.waiting.lock().map_err(|_| "a worker panicked".to_owned())
-    }
-}
-
-fn lazy(
-    dtype: DType,
-    dims: Vec<usize>,
-    len: usize,
-    source: &Arc<PackedSource>,
-    part: fn(&PackedSource, &mut Sink<'_>) -> Result<(), String>,
-) -> Tensor {
-    let source = Arc::clone(source);
-    Tensor::lazy(dtype, dims, Lazy::in_pieces(len, move |sink| part(&source, sink)))
-}
-
-/// A name that the graph does not have yet.
-fn fresh(graph: &Graph, base: &str) -> String {
-    if graph.find(base).is_none() {
-        return base.to_owned();
-    }
-    let numbered = (1..).map(|i| format!("{base}_{i}")).find(|name| graph.find(name).is_none());
-    numbered.unwrap_or_default()
 }
 
 fn swap_last(from: &str, to: &str, rank: usize) -> NewNode {
     let mut perm: Vec<i64> = (0..rank as i64).collect();
     perm.swap(rank - 1, rank - 2);
     NewNode::new("Transpose", &[from], &[to]).named(to).attr("perm", Attr::Ints(perm))
-}
-
-/// The constant with every entry divided by the group's scale at its place along `axis`, in its own type.
-fn divide(tensor: &Tensor, name: &str, group: &GroupPlan, axis: usize) -> Result<Tensor, ApplyError> {
-    let inner: usize = tensor.dims[axis + 1..].iter().product();
-    let values = tensor.to_f64().unwrap_or_default();
-    let mut scaled = Vec::with_capacity(values.len());
-    for (i, v) in values.iter().enumerate() {
-        let s = group.scale[i / inner % group.scale.len()];
-        scaled.push(*v as f32 / s);
-    }
-    let range = |value: f64| ApplyError::Range {
-        name: name.to_owned(),
-        group: group.input.clone(),
-        dtype: tensor.dtype,
-        value,
-    };
-    let result = Tensor::floats(tensor.dtype, tensor.dims.clone(), &scaled).ok_or_else(|| range(f64::NAN))?;
-    match result.to_f64().unwrap_or_default().into_iter().find(|v| !v.is_finite()) {
-        Some(value) => Err(range(value)),
-        None => Ok(result),
-    }
 }
