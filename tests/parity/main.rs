@@ -16,7 +16,10 @@ use mbqc_passes::weights::Scaling;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+#[path = "../support/mod.rs"]
 mod support;
+
+mod cross_entropy;
 
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -227,109 +230,4 @@ fn gradients_of_the_sample_model() {
     }
     println!("{checked} means at {} layers agree to 1e-4", checked / 6);
     assert_eq!(checked, 60 * 6);
-}
-
-/// The sample model in f32, with its casts to float16 kept, and its configuration; what the goldens `onnx-casts` are of.
-/// In f32, because float16 arithmetic alone moves single samples by up to 4e-3 in onnxruntime (tests/oracle/README.md).
-fn single_precision(python: &Path) -> tempfile::TempDir {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let source = root().join("models/pocket-vlm");
-    let script = root().join("tests/oracle/to_f32.py");
-    let converted = folder.path().join("model.onnx");
-    run(python, &[text(&script), text(&source.join("model.onnx")), text(&converted), "--keep-rounding"]);
-    for config in ["config.json", "preprocessor_config.json"] {
-        std::fs::copy(source.join(config), folder.path().join(config)).expect("a copy");
-    }
-    folder
-}
-
-fn run(python: &Path, args: &[&str]) {
-    let output = Command::new(python).args(args).output().expect("Python starts");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// Cross-entropies of a compiled model, sample by sample: ours against the independent implementation of the method, and
-/// against onnxruntime on the same file.
-fn check_cross_entropy(python: &Path, folder: &Path, compiled: &Path, method: &str) {
-    let data = root().join("models/pocket-vlm/eval.npz");
-    let single = folder.join("model.onnx");
-    let args = ["verify", text(&single), text(compiled), "--data", text(&data), "--json", "--quiet"];
-    let report: Value = serde_json::from_str(&mbqc(&args)).expect("one JSON document");
-    let ort = folder.join("ce.json");
-    run(python, &[text(&root().join("tests/oracle/ort_ce.py")), text(compiled), text(&data), text(&ort)]);
-    let ort: Vec<f64> = serde_json::from_str(&std::fs::read_to_string(&ort).expect("written")).expect("a list");
-
-    let expected = &golden("pocket_quant.json")["variants"]["pocket-vlm"]["ce"]["onnx-casts"];
-    let samples = report["samples"].as_array().expect("samples");
-    assert_eq!(samples.len(), 96);
-    let mut worst = [0.0f64; 3];
-    for (i, sample) in samples.iter().enumerate() {
-        let tokens = sample["tokens"].as_f64().expect("a count");
-        let fp = sample["ce_fp"].as_f64().expect("a sum") / tokens;
-        let q = sample["ce_q"].as_f64().expect("a sum") / tokens;
-        let wanted = |method: &str| expected[method]["eval"][i].as_f64().expect("a golden");
-        for (slot, difference) in [fp - wanted("fp"), q - wanted(method), q - ort[i]].into_iter().enumerate() {
-            worst[slot] = worst[slot].max(difference.abs());
-        }
-    }
-    println!(
-        "{method}: largest difference of a sample: fp {:.1e}, quantized {:.1e}, onnxruntime {:.1e}",
-        worst[0], worst[1], worst[2]
-    );
-    assert!(worst.iter().all(|&w| w < 1e-3), "{method}: {worst:?}");
-}
-
-#[test]
-fn cross_entropy_rtn() {
-    let Some(python) = support::python() else { return };
-    let folder = single_precision(&python);
-    let (single, compiled) = (folder.path().join("model.onnx"), folder.path().join("rtn.onnx"));
-    let mut args = vec![text(&single), "-o", text(&compiled), "--method", "rtn", "--range", "min-max"];
-    args.extend(["--scales", "f32", "--accuracy", "exact", "--quiet"]);
-    mbqc(&args);
-    check_cross_entropy(&python, folder.path(), &compiled, "rtn");
-}
-
-/// Folding and rounding under given exponents: a plan whose scales are those of the goldens (their mean |x| and exponents).
-#[test]
-fn cross_entropy_awq_and_mbq() {
-    let Some(python) = support::python() else { return };
-    let folder = single_precision(&python);
-    let (single, plan) = (folder.path().join("model.onnx"), folder.path().join("plan.json"));
-    let calib = root().join("models/pocket-vlm/calib.npz");
-    let goldens = &golden("pocket_quant.json")["variants"]["pocket-vlm"];
-    for method in ["awq", "mbq"] {
-        let compiled = folder.path().join(format!("{method}.onnx"));
-        let mut args = vec![text(&single), "-o", text(&compiled), "--calib", text(&calib), "--samples", "1"];
-        args.extend(["--method", "mbq-ref", "--plan-out", text(&plan), "--dry-run", "--quiet"]);
-        mbqc(&args);
-        let mut edited: Value =
-            serde_json::from_str(&std::fs::read_to_string(&plan).expect("a plan")).expect("valid JSON");
-        let mut given = 0;
-        for group in edited["groups"].as_array_mut().expect("groups") {
-            let name = layer(group["sites"][0].as_str().expect("a name")).expect("a decoder layer").to_owned();
-            let (index, module) = name.split_once('.').expect("index and module");
-            let key = match module {
-                "self_attn.q_proj" => format!("{index}.qkv"),
-                "mlp.gate_proj" => format!("{index}.gate_up"),
-                "mlp.down_proj" => format!("{index}.down"),
-                _ => continue,
-            };
-            let exponent = goldens["exponents"][method][&key].as_f64().expect("an exponent") as f32;
-            let mean_abs = goldens["mean_abs"]["onnx-casts"][&key].as_array().expect("means");
-            let s: Vec<f32> =
-                mean_abs.iter().map(|m| (m.as_f64().expect("a mean") as f32).powf(exponent).max(1e-4)).collect();
-            let largest = s.iter().copied().fold(f32::MIN, f32::max);
-            let smallest = s.iter().copied().fold(f32::MAX, f32::min);
-            let scale: Vec<f32> = s.iter().map(|v| v / (largest * smallest).sqrt()).collect();
-            group["scale"] = serde_json::json!(scale);
-            given += 1;
-        }
-        assert_eq!(given, 12);
-        std::fs::write(&plan, edited.to_string()).expect("written");
-        let mut args = vec!["apply", text(&single), "--plan", text(&plan), "-o", text(&compiled)];
-        args.extend(["--accuracy", "exact", "--quiet"]);
-        mbqc(&args);
-        check_cross_entropy(&python, folder.path(), &compiled, method);
-    }
 }
