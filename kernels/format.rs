@@ -35,6 +35,34 @@ pub struct Format {
 }
 
 impl Format {
+    /// The format that an ONNX op carries; `bits` is what its attribute of that name says, 4 where there is none.
+    pub fn carried_by(domain: &str, op: &str, bits: i64) -> Option<&'static Format> {
+        let carries = |schema: &Schema| schema.domain == domain && schema.op == op;
+        let of_bits = |schema: &Schema| schema.bits.is_none_or(|own| own == bits);
+        FORMATS.iter().copied().find(|format| carries(&format.schema) && of_bits(&format.schema))
+    }
+
+    /// `x W^T + bias` by the fastest kernel, `[rows, n]`, for `x: [rows, k]`, `w: [n, k]` stored and `bias: [n]`.
+    ///
+    /// # Errors
+    ///
+    /// If lengths do not fit one another, or the stored bytes are none of this format.
+    pub fn product(
+        &self,
+        x: &[f32],
+        rows: usize,
+        w: &Stored<'_>,
+        bias: Option<&[f32]>,
+        pool: &Pool,
+    ) -> Result<Vec<f32>, Error> {
+        // Sizes come from files: nothing is allocated before the bytes that they promise were seen.
+        w.check(self)?;
+        check_length("x", x.len(), length(&[rows, w.k]))?;
+        let mut y = vec![0.0; rows * w.n];
+        (self.kernel(rows).run)(x, rows, w, bias, &mut y, pool)?;
+        Ok(y)
+    }
+
     /// The fastest kernel for that many rows: the last of [`Format::kernels`] that fits them. The reference fits any.
     pub fn kernel(&self, rows: usize) -> &'static Kernel {
         self.kernels.iter().rfind(|kernel| (kernel.fits)(rows)).expect("the reference fits any number of rows")
@@ -63,6 +91,13 @@ pub struct Schema {
     pub bits: Option<i64>,
     /// `accuracy_level` unless the user asks otherwise: 1 is f32 arithmetic, 4 allows int8 activations.
     pub accuracy_level: i64,
+}
+
+impl Schema {
+    /// The place of an input among the op's inputs, by its name without `?`.
+    pub fn slot(&self, input: &str) -> Option<usize> {
+        self.inputs.iter().position(|name| name.trim_end_matches('?') == input)
+    }
 }
 
 /// The bytes that are stored.
@@ -190,7 +225,11 @@ impl<'a> Stored<'a> {
     }
 
     /// `Ok` if the parts are as long as the shape and the format say.
-    pub(crate) fn check(&self, format: &Format) -> Result<(), Error> {
+    ///
+    /// # Errors
+    ///
+    /// If they are not, or the group size is no multiple of 8. Zero points are looked at when they are read.
+    pub fn check(&self, format: &Format) -> Result<(), Error> {
         if self.group == 0 || !self.group.is_multiple_of(8) {
             return Err(Error::Group { group: self.group });
         }

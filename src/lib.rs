@@ -7,6 +7,7 @@ pub mod calibration;
 pub mod cli;
 pub mod commands;
 pub mod data;
+pub mod engine;
 mod error;
 pub mod folder;
 pub mod onnx;

@@ -11,18 +11,17 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use indexmap::IndexMap;
 use mbqc::data::npz;
 use mbqc::onnx::{ReadOptions, read};
 use mbqc_kernels::Pool;
-use mbqc_passes::array::{Array, Compute};
+use mbqc_passes::array::Compute;
 use mbqc_passes::facts::sites::{Form, Other, Site, survey};
 use mbqc_passes::ir::{Def, Graph, Model, Node};
 use mbqc_passes::run::{Feeds, RunError, Runner, Walk};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use support::{Export, Outcome, compile, corpus, oracle, python, skip};
+use support::{Export, Outcome, compile, corpus, difference, oracle, python, skip};
 
 type Counts = BTreeMap<String, usize>;
 
@@ -331,35 +330,4 @@ fn reason(error: RunError) -> String {
         RunError::Op { op, source, .. } => format!("at {op} ({source})"),
         other => other.to_string(),
     }
-}
-
-/// Largest difference over the largest expected magnitude, rows of padding left out.
-fn difference(got: &Array, want: &Array, arrays: &IndexMap<String, Array>) -> f64 {
-    if got.shape != want.shape {
-        return f64::INFINITY;
-    }
-    let mask =
-        arrays.get("in/attention_mask").filter(|mask| mask.rank() == 2 && want.shape.first() == mask.shape.first());
-    let axis = if want.rank() == 4 { 2 } else { 1 };
-    let (mut largest, mut worst) = (0f64, 0f64);
-    for (index, (one, two)) in got.to_f64s().into_iter().zip(want.to_f64s()).enumerate() {
-        if let Some(mask) = mask
-            && let Some(&len) = want.shape.get(axis)
-            && len <= mask.shape[1]
-        {
-            let inner: usize = want.shape[axis + 1..].iter().product();
-            let outer: usize = want.shape[1..].iter().product();
-            let (row, at) = (index / outer, index / inner % len + mask.shape[1] - len);
-            if mask.to_f64s()[row * mask.shape[1] + at] == 0.0 {
-                continue;
-            }
-        }
-        largest = largest.max(two.abs());
-        let both_nan = one.is_nan() && two.is_nan();
-        if one != two && !both_nan {
-            let apart = (one - two).abs();
-            worst = if apart.is_nan() { f64::INFINITY } else { worst.max(apart) };
-        }
-    }
-    worst / largest.max(1e-9)
 }

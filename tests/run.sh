@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# All tests: makes the Python environment of the oracles, then runs the tests of every crate and the doc tests.
+# All tests: makes the Python environment of the oracles, then runs the tests of every crate and the doc tests. The feature
+# `tract` is on in all of them, so that every dependency is built once.
 #
 #   MBQC_PYTHON=...       use this Python instead of making .venv; it must have tests/requirements.txt installed
 #   MBQC_FORBID_SKIPS=1   a missing oracle is an error instead of a skipped test
@@ -39,11 +40,11 @@ if [[ -z ${MBQC_PYTHON:-} ]]; then
 fi
 
 if cargo nextest --version >/dev/null 2>&1; then
-    cargo nextest run --workspace
+    cargo nextest run --workspace --features tract
 else
-    cargo test --workspace --lib --bins --tests
+    cargo test --workspace --features tract --lib --bins --tests
 fi
 # nextest runs no doc tests.
-cargo test --workspace --doc
+cargo test --workspace --features tract --doc
 
 verdict="all tests passed$skipped"

@@ -296,3 +296,32 @@ fn the_list_is_in_order_and_described() {
         assert!(format.schema.bits.is_none_or(|bits| bits == i64::from(format.bits)));
     }
 }
+
+#[test]
+fn a_format_is_found_by_the_op_that_carries_it() {
+    for format in FORMATS {
+        let schema = &format.schema;
+        let found = Format::carried_by(schema.domain, schema.op, schema.bits.unwrap_or(4));
+        assert_eq!(found.map(|found| found.name), Some(format.name));
+        assert!(Format::carried_by("other", schema.op, 4).is_none());
+        assert_eq!((schema.slot("A"), schema.slot("zero_points"), schema.slot("axes")), (Some(0), Some(3), None));
+    }
+    assert!(Format::carried_by("com.microsoft", "MatMulNBits", 3).is_none());
+}
+
+/// Sizes come from files: whatever they claim, nothing is allocated for them before the bytes were counted.
+#[test]
+fn a_product_believes_no_sizes() {
+    for format in FORMATS {
+        let packed = (format.pack)(&codes(3, 32, 16, format.bits, 1));
+        let (pool, true_sizes) = (Pool::single(), packed.stored(32, 16));
+        let product = format.product(&[1.0; 64], 2, &true_sizes, Some(&[2.0; 3]), &pool);
+        assert_eq!(product.map(|y| y.len()), Ok(6));
+        for false_sizes in [Stored { n: usize::MAX, ..true_sizes }, Stored { k: usize::MAX, ..true_sizes }] {
+            let refused = format.product(&[1.0; 64], 2, &false_sizes, None, &pool);
+            assert!(matches!(refused, Err(Error::Length { what: "the packed codes", .. })), "{refused:?}");
+        }
+        let refused = format.product(&[1.0; 64], usize::MAX, &true_sizes, None, &pool);
+        assert!(matches!(refused, Err(Error::Length { what: "x", .. })), "{refused:?}");
+    }
+}

@@ -35,6 +35,8 @@ mod softmax;
 mod transpose;
 mod unary;
 
+pub use quantized::QuantizedLayer;
+
 use mbqc_kernels::Pool;
 
 use crate::array::{Array, ArrayError, Compute};

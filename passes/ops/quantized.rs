@@ -3,8 +3,8 @@
 use mbqc_kernels::{FORMATS, Format, Scales, Stored};
 
 use super::{Call, Flow, FlowCall, OpDef, OpError, Rows, Vjp};
-use crate::array::{Array, Buf};
-use crate::ir::DType;
+use crate::array::{Array, Buf, Compute};
+use crate::ir::{Attr, DType};
 
 /// The rows of this family.
 pub(super) const ROWS: &[OpDef] = &[
@@ -13,18 +13,7 @@ pub(super) const ROWS: &[OpDef] = &[
         domain: "com.microsoft",
         about: "Product with a weight of 2, 4 or 8 bits in groups along k (onnxruntime's operator). Zero points are \
                 packed integers; g_idx and float zero points are refused.",
-        eval: |call| {
-            let bits = call.node.int("bits", 4);
-            let format = FORMATS.iter().find(|f| f.schema.bits == Some(bits)).ok_or_else(|| {
-                OpError::Unsupported(format!("bits = {bits}; weights of 2, 4 and 8 bits are supported"))
-            })?;
-            if call.optional(4).is_some() {
-                return Err(OpError::Unsupported(
-                    "g_idx is given; onnxruntime computes it wrongly, so nothing writes it".into(),
-                ));
-            }
-            product(call, format, 3, 5)
-        },
+        eval: product,
         flow: Flow::Rule(keep_rows),
         vjp: Vjp::Stop("the weight is quantized"),
         samples: &[],
@@ -33,11 +22,7 @@ pub(super) const ROWS: &[OpDef] = &[
         name: "MbqMatMulW3",
         domain: "ai.mbqc",
         about: "Product with a weight of 3 bits in groups along k, eight weights in three bytes.",
-        eval: |call| {
-            let format =
-                FORMATS.iter().find(|f| f.bits == 3).ok_or_else(|| OpError::Unsupported("no 3-bit format".into()))?;
-            product(call, format, 3, 4)
-        },
+        eval: product,
         flow: Flow::Rule(keep_rows),
         vjp: Vjp::Stop("the weight is quantized"),
         samples: &[],
@@ -53,44 +38,107 @@ fn keep_rows(call: &FlowCall<'_>) -> Vec<Option<Rows>> {
     vec![out]
 }
 
-fn product(call: &Call<'_>, format: &Format, zeros: usize, bias: usize) -> Result<Vec<Array>, OpError> {
-    let size = |name: &str| usize::try_from(call.node.int(name, -1)).ok().filter(|&v| v > 0);
-    let (Some(k), Some(n), Some(group)) = (size("K"), size("N"), size("block_size")) else {
-        return Err(OpError::Unsupported("attributes K, N and block_size must be positive".into()));
-    };
-    let x = call.input(0)?;
-    if x.shape.last() != Some(&k) {
-        return Err(OpError::Shape(format!("input A has shape {:?}; its last axis must be K = {k}", x.shape)));
+/// A quantized linear layer, as the attributes of its node describe it. What its inputs hold is checked when they are
+/// multiplied.
+#[derive(Clone, Copy, Debug)]
+pub struct QuantizedLayer {
+    /// How its weight is stored.
+    pub format: &'static Format,
+    /// Input channels, at least 1.
+    pub k: usize,
+    /// Output channels, at least 1.
+    pub n: usize,
+    /// Weights per group along k, at least 1.
+    pub group: usize,
+}
+
+impl QuantizedLayer {
+    /// Reads a node; `attribute` answers its whole-number attributes by name.
+    ///
+    /// # Errors
+    ///
+    /// If the op carries no weight format or one of other bits, or an attribute is missing or not positive.
+    pub fn read(domain: &str, op: &str, attribute: impl Fn(&str) -> Option<i64>) -> Result<QuantizedLayer, OpError> {
+        let bits = attribute("bits").unwrap_or(4);
+        let Some(format) = Format::carried_by(domain, op, bits) else {
+            return Err(OpError::Unsupported(unknown(domain, op, bits)));
+        };
+        let size = |name: &str| {
+            attribute(name).and_then(|v| usize::try_from(v).ok()).filter(|&v| v > 0).ok_or_else(|| {
+                let found = attribute(name).map_or("missing".to_owned(), |v| v.to_string());
+                OpError::Unsupported(format!("attribute {name} is {found}; K, N and block_size must be positive"))
+            })
+        };
+        Ok(QuantizedLayer { format, k: size("K")?, n: size("N")?, group: size("block_size")? })
     }
-    let rows = x.len() / k;
-    let single = x.clone().carried(crate::array::Compute::F32);
-    let scales = call.input(2)?.clone().carried(crate::array::Compute::F32);
-    let zero_points = match call.optional(zeros) {
-        None => None,
-        Some(array) => match &array.buf {
-            Buf::Bytes(bytes) if array.dtype == DType::U8 => Some(bytes.clone()),
-            _ => {
-                return Err(OpError::Unsupported(format!(
-                    "zero points of type {}; packed uint8 ones are supported",
-                    array.dtype
-                )));
-            }
-        },
-    };
+
+    /// The rows of an input `A: [.., k]`.
+    ///
+    /// # Errors
+    ///
+    /// If the last axis is not k.
+    pub fn rows(&self, shape: &[usize]) -> Result<usize, OpError> {
+        match shape.split_last() {
+            Some((&last, rows)) if last == self.k => Ok(rows.iter().product()),
+            _ => Err(OpError::Shape(format!("input A has shape {shape:?}; its last axis must be K = {}", self.k))),
+        }
+    }
+
+    /// The weight of these parts, which may be of any length: kernels check them.
+    pub fn stored<'a>(&self, b: &'a [u8], scales: Scales<'a>, zero_points: Option<&'a [u8]>) -> Stored<'a> {
+        Stored { n: self.n, k: self.k, group: self.group, b, scales, zero_points }
+    }
+}
+
+/// What is wrong with an op that carries no format.
+fn unknown(domain: &str, op: &str, bits: i64) -> String {
+    let of_name = || FORMATS.iter().map(|format| &format.schema).filter(|schema| schema.op == op);
+    let widths: Vec<String> = of_name().filter_map(|schema| schema.bits).map(|bits| bits.to_string()).collect();
+    match of_name().next() {
+        None => format!("{domain}::{op} carries no weight format"),
+        Some(schema) if schema.domain != domain => {
+            format!("{op} is of domain `{domain}`, expected `{}`", schema.domain)
+        }
+        Some(_) => format!("bits = {bits}; weights of {} bits are supported", widths.join(", ")),
+    }
+}
+
+fn product(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
+    let node = call.node;
+    let layer = QuantizedLayer::read(&node.domain, &node.op, |name| match node.attr(name) {
+        Some(Attr::Int(value)) => Some(*value),
+        _ => None,
+    })?;
+    let optional = |name| layer.format.schema.slot(name).and_then(|slot| call.optional(slot));
+    if optional("g_idx").is_some() {
+        return Err(OpError::Unsupported(
+            "g_idx is given; onnxruntime computes it wrongly, so nothing writes it".into(),
+        ));
+    }
+    let x = call.input(0)?;
+    let rows = layer.rows(&x.shape)?;
     let Buf::Bytes(codes) = &call.input(1)?.buf else {
         return Err(OpError::Unsupported("input B must be uint8".into()));
     };
-    let stored =
-        Stored { n, k, group, b: codes, scales: Scales::F32(scales.as_f32()?), zero_points: zero_points.as_deref() };
-    let bias = call.optional(bias).map(|array| array.clone().carried(crate::array::Compute::F32));
+    let zero_points = match optional("zero_points") {
+        None => None,
+        Some(Array { dtype: DType::U8, buf: Buf::Bytes(bytes), .. }) => Some(&bytes[..]),
+        Some(array) => {
+            let found = array.dtype;
+            return Err(OpError::Unsupported(format!("zero points of type {found}; packed uint8 ones are supported")));
+        }
+    };
+    let single = |array: &Array| array.clone().carried(Compute::F32);
+    let (x_single, scales, bias) = (single(x), single(call.input(2)?), optional("bias").map(single));
     let bias = bias.as_ref().map(Array::as_f32).transpose()?;
-    let mut y = vec![0.0f32; rows * n];
-    let kernel = format.kernel(rows);
-    (kernel.run)(single.as_f32()?, rows, &stored, bias, &mut y, call.pool)
+    let weight = layer.stored(codes, Scales::F32(scales.as_f32()?), zero_points);
+    let y = layer
+        .format
+        .product(x_single.as_f32()?, rows, &weight, bias, call.pool)
         .map_err(|e| OpError::Kernel(e.to_string()))?;
     let mut shape = x.shape.clone();
     if let Some(last) = shape.last_mut() {
-        *last = n;
+        *last = layer.n;
     }
     Ok(vec![Array::f32(shape, y).with_dtype(x.dtype).carried(call.compute)])
 }

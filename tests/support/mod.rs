@@ -7,6 +7,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use indexmap::IndexMap;
+use mbqc_passes::array::Array;
+
 pub(crate) type Outcome = Result<(), Box<dyn Error>>;
 
 /// A graph of the corpus.
@@ -99,4 +102,35 @@ pub(crate) fn compile(model: &Path, output: &Path, arguments: &[&str]) -> Result
     let given = arguments.iter().map(std::ffi::OsString::from);
     let cli = mbqc::cli::Cli::parse_from(fixed.into_iter().chain(given));
     mbqc::pipeline::main_job(&cli.compile)
+}
+
+/// Largest difference over the largest expected magnitude, rows of padding (by the inputs `arrays`) left out.
+pub(crate) fn difference(got: &Array, want: &Array, arrays: &IndexMap<String, Array>) -> f64 {
+    if got.shape != want.shape {
+        return f64::INFINITY;
+    }
+    let mask =
+        arrays.get("in/attention_mask").filter(|mask| mask.rank() == 2 && want.shape.first() == mask.shape.first());
+    let axis = if want.rank() == 4 { 2 } else { 1 };
+    let (mut largest, mut worst) = (0f64, 0f64);
+    for (index, (one, two)) in got.to_f64s().into_iter().zip(want.to_f64s()).enumerate() {
+        if let Some(mask) = mask
+            && let Some(&len) = want.shape.get(axis)
+            && len <= mask.shape[1]
+        {
+            let inner: usize = want.shape[axis + 1..].iter().product();
+            let outer: usize = want.shape[1..].iter().product();
+            let (row, at) = (index / outer, index / inner % len + mask.shape[1] - len);
+            if mask.to_f64s()[row * mask.shape[1] + at] == 0.0 {
+                continue;
+            }
+        }
+        largest = largest.max(two.abs());
+        let both_nan = one.is_nan() && two.is_nan();
+        if one != two && !both_nan {
+            let apart = (one - two).abs();
+            worst = if apart.is_nan() { f64::INFINITY } else { worst.max(apart) };
+        }
+    }
+    worst / largest.max(1e-9)
 }
