@@ -1,11 +1,12 @@
 """Converts a float16 (or bfloat16) graph into float32: the same graph without half-precision rounding, an exact witness for onnxruntime.
 
-  python to_f32.py MODEL OUT [--keep-rounding] [--keep-accuracy-level]
+  python to_f32.py MODEL OUT [--keep-rounding [--exact VALUE]] [--keep-accuracy-level]
 
 Changed: initializers, constant attributes, inputs, outputs and value infos of half type; `to`/`dtype`/`output_dtype`/`softmax_precision` attributes;
 the same in subgraphs and model-local functions; scales of MatMulNBits, GatherBlockQuantized and of the ops of domain ai.mbqc (they are plain inputs).
 Constants keep their half-precision VALUES. A cast to half becomes a cast to float32, that is: no rounding.
 --keep-rounding: a cast to half keeps rounding (cast to half, then to float32); only the explicit casts do, other arithmetic is float32.
+--exact VALUE: but a cast of this value does not round.
 `accuracy_level` (MatMulNBits, ai.mbqc) becomes 1, float32 accumulation, unless --keep-accuracy-level.
 External data is read and written back into the one output file.
 """
@@ -62,7 +63,7 @@ def nodes(ns, o):
                     graph(g, o)
             elif a.type == AttributeProto.TYPE_PROTO:
                 type_proto(a.tp)
-        if half and o.keep_rounding and n.op_type == "Cast" and n.domain in ("", "ai.onnx"):
+        if half and o.keep_rounding and n.input[0] not in o.exact and n.op_type == "Cast" and n.domain in ("", "ai.onnx"):
             t = n.output[0] + "/half"
             out.append(helper.make_node("Cast", [n.input[0]], [t], name=(n.name or n.output[0]) + "/half", to=half))
             n.input[0] = t
@@ -86,8 +87,8 @@ def graph(g, o):
     put(g.node, nodes(g.node, o))
 
 
-def convert(m, keep_rounding=False, keep_accuracy_level=False):
-    o = argparse.Namespace(keep_rounding=keep_rounding, keep_accuracy_level=keep_accuracy_level)
+def convert(m, keep_rounding=False, keep_accuracy_level=False, exact=()):
+    o = argparse.Namespace(keep_rounding=keep_rounding, keep_accuracy_level=keep_accuracy_level, exact=exact)
     graph(m.graph, o)
     for f in m.functions:
         for v in f.value_info:
@@ -108,10 +109,11 @@ def main():
     ap.add_argument("model")
     ap.add_argument("out")
     ap.add_argument("--keep-rounding", action="store_true")
+    ap.add_argument("--exact", action="append", default=[])
     ap.add_argument("--keep-accuracy-level", action="store_true")
     a = ap.parse_args()
     try:
-        onnx.save(convert(onnx.load(a.model), a.keep_rounding, a.keep_accuracy_level), a.out)
+        onnx.save(convert(onnx.load(a.model), a.keep_rounding, a.keep_accuracy_level, a.exact), a.out)
         return 0
     except Exception as e:
         print("error: " + " ".join(f"{type(e).__name__}: {e}".split()), file=sys.stderr)
