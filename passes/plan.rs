@@ -152,7 +152,10 @@ impl Skipped {
     /// A node that is no linear layer.
     pub fn of_other(other: &Other) -> Skipped {
         Skipped {
-            node: other.label.clone(),
+            node: match &other.function {
+                Some(function) => format!("{function}/{}", other.label),
+                None => other.label.clone(),
+            },
             op: other.op.clone(),
             weight: other.weight.clone(),
             bytes: other.bytes,
