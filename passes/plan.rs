@@ -26,7 +26,7 @@ pub struct Plan {
     pub recipes: Vec<Recipe>,
     /// The groups behind the recipes.
     pub groups: Vec<GroupPlan>,
-    /// Every weight-bearing node that is left alone.
+    /// Every use of a weight that is left alone.
     pub skipped: Vec<Skipped>,
 }
 
@@ -117,7 +117,7 @@ pub struct DividedPlan {
     pub axis: usize,
 }
 
-/// A weight-bearing node that is left alone.
+/// A use of a weight that is left alone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skipped {
     /// Label of the node.
@@ -149,7 +149,7 @@ pub enum SkipKind {
 }
 
 impl Skipped {
-    /// A node that is no linear layer.
+    /// What is no site.
     pub fn of_other(other: &Other) -> Skipped {
         Skipped {
             node: match &other.function {
