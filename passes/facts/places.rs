@@ -3,7 +3,7 @@
 use crate::ir::{Attr, Def, Error, Function, Graph, GraphPath, Model, Node, NodeId, Tensor, Uses, ValueId, walk};
 use crate::run::OWN_DOMAINS;
 
-use super::weight_ops::may_be_weight;
+use super::weight_ops::{LEAST, holds_weights, is_matrix};
 
 /// A graph and where it stands.
 pub(super) struct Place<'a> {
@@ -139,6 +139,18 @@ impl<'a> Places<'a> {
         &self.all[index]
     }
 
+    /// True for a Reshape into more than a vector.
+    pub(super) fn makes_matrix(&self, place: usize, node: &Node) -> bool {
+        let graph = self.all[place].graph;
+        let shape = node.input(1).filter(|_| node.is("Reshape"));
+        let constant = shape.map(|v| match graph.producer(v).and_then(|(id, _)| graph.node(id).attr("value")) {
+            Some(Attr::Tensor(tensor)) => tensor.to_i64(),
+            _ => graph.constant(v).and_then(Tensor::to_i64),
+        });
+        // A shape that is computed may be any.
+        constant.is_some_and(|dims| dims.is_none_or(|dims| dims.iter().filter(|&&d| d != 1).count() >= 2))
+    }
+
     /// The body of the local function that a node calls.
     pub(super) fn called(&self, node: &Node) -> Option<usize> {
         let index = self.functions.iter().position(|f| f.domain == node.domain && f.name == node.op)?;
@@ -153,7 +165,8 @@ impl<'a> Places<'a> {
         node
     }
 
-    /// All constants that may be weights: initializers and attributes of nodes.
+    /// All constants that may be weights: initializers and attributes of nodes, of a type that holds weights, and with two
+    /// dimensions larger than one or, since a matrix may be stored as a vector, many elements.
     pub(super) fn sources(&self) -> Vec<Source<'a>> {
         let mut found = Vec::new();
         for (at, place) in self.iter() {
@@ -183,7 +196,7 @@ impl<'a> Places<'a> {
                 }
             }
         }
-        found.retain(|source| may_be_weight(source.tensor));
+        found.retain(|s| holds_weights(s.tensor.dtype) && (is_matrix(s.tensor) || s.tensor.len() >= LEAST));
         found
     }
 }

@@ -3,10 +3,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::ir::{Node, NodeId, ValueId};
+use crate::ir::{Error, Graph, Node, NodeId, Tensor, ValueId};
 
 use super::places::Places;
-use super::weight_ops::{WeightOp, is_carrier, is_parameter};
+use super::weight_ops::{WeightOp, is_carrier, is_matrix, is_parameter};
 
 /// Where a constant ends.
 #[derive(Clone, Debug)]
@@ -19,6 +19,8 @@ pub(super) struct End {
     pub(super) slot: usize,
     /// Operators on the way there.
     pub(super) via: Vec<String>,
+    /// A Reshape on the way makes a matrix.
+    pub(super) folded: bool,
     /// What it is there.
     pub(super) role: Role,
 }
@@ -27,6 +29,15 @@ impl End {
     /// True when the constant is the quantized form of what is read.
     pub(super) fn is_dequantized(&self) -> bool {
         self.via.iter().any(|op| op.rsplit("::").next() == Some("DequantizeLinear"))
+    }
+
+    /// True when a constant is a weight here: a vector is one only behind a Reshape or as the bytes of a quantized weight.
+    pub(super) fn is_weight(&self, tensor: &Tensor) -> bool {
+        let vector_too = match self.role {
+            Role::Weight(row) | Role::Called(row) => row.is_quantized() || self.folded,
+            Role::Parameter | Role::Table | Role::Output => return false,
+        };
+        is_matrix(tensor) || vector_too
     }
 
     /// The operators on the way, each named once.
@@ -74,6 +85,7 @@ struct Step {
     value: ValueId,
     before: Option<usize>,
     op: Option<String>,
+    folded: bool,
 }
 
 /// The steps of one walk; each value is visited once.
@@ -86,13 +98,18 @@ struct Trail {
 impl Trail {
     fn go(&mut self, place: usize, value: Option<ValueId>, before: usize, op: Option<&Node>) {
         if let Some(value) = value.filter(|v| self.seen.insert((place, *v))) {
-            self.steps.push(Step { place, value, before: Some(before), op: op.map(Node::qualified_op) });
+            let folded = self.steps[before].folded;
+            self.steps.push(Step { place, value, before: Some(before), op: op.map(Node::qualified_op), folded });
         }
     }
 
-    fn go_all(&mut self, place: usize, node: &Node, before: usize) {
+    fn go_all(&mut self, node: &Node, before: usize, folds: bool) {
+        let first = self.steps.len();
         for &output in &node.outputs {
-            self.go(place, output, before, Some(node));
+            self.go(self.steps[before].place, output, before, Some(node));
+        }
+        for step in &mut self.steps[first..] {
+            step.folded |= folds;
         }
     }
 
@@ -104,7 +121,8 @@ impl Trail {
             step = self.steps[index].before;
         }
         via.reverse();
-        self.ends.push(End { place: self.steps[at].place, node, slot, via, role });
+        let Step { place, folded, .. } = self.steps[at];
+        self.ends.push(End { place, node, slot, via, folded, role });
     }
 }
 
@@ -116,7 +134,7 @@ impl<'p, 'a> Reach<'p, 'a> {
 
     /// Where the constant that `value` shows ends.
     pub(super) fn ends(&mut self, place: usize, value: ValueId) -> Vec<End> {
-        let first = Step { place, value, before: None, op: None };
+        let first = Step { place, value, before: None, op: None, folded: false };
         let mut trail = Trail { steps: vec![first], seen: HashSet::from([(place, value)]), ends: Vec::new() };
         let mut at = 0;
         while let Some(step) = trail.steps.get(at) {
@@ -162,7 +180,7 @@ impl<'p, 'a> Reach<'p, 'a> {
             return;
         }
         if here.makes_constants(node) {
-            return trail.go_all(place, node, at);
+            return trail.go_all(node, at, self.places.makes_matrix(place, node));
         }
         if let Some(body) = self.places.called(node) {
             return self.call(body, id, slot, at, trail);
@@ -174,7 +192,7 @@ impl<'p, 'a> Reach<'p, 'a> {
             return trail.end(at, Some(id), slot, role);
         }
         if slot == 0 && is_carrier(node) {
-            return trail.go_all(place, node, at);
+            return trail.go_all(node, at, self.places.makes_matrix(place, node));
         }
         let body = here.inner.iter().find(|(holder, _)| *holder == id).map(|(_, inner)| *inner);
         let carried = body.filter(|_| node.is("Scan") || node.is("Loop") && slot > 1);
@@ -212,7 +230,11 @@ impl<'p, 'a> Reach<'p, 'a> {
         let weight = weights().find(|row| row.is_linear()).or_else(|| weights().next());
         let all = |is: fn(&Role) -> bool| !ends.is_empty() && ends.iter().all(|end| is(&end.role));
         match weight {
-            Some(row) => trail.end(at, Some(id), slot, Role::Called(row)),
+            Some(row) => {
+                trail.end(at, Some(id), slot, Role::Called(row));
+                let folded = ends.iter().any(|end| end.folded && matches!(end.role, Role::Weight(_) | Role::Called(_)));
+                trail.ends.last_mut().expect("just pushed").folded |= folded;
+            }
             None if all(|role| matches!(role, Role::Parameter)) => trail.end(at, Some(id), slot, Role::Parameter),
             None if all(|role| matches!(role, Role::Output)) => {}
             None => trail.end(at, Some(id), slot, Role::Table),
@@ -241,14 +263,14 @@ impl<'p, 'a> Reach<'p, 'a> {
 
 /// For every node of a graph: it bears weights, or one in its subgraphs does. Indexed by [`NodeId`]. What local functions
 /// do with constants is not looked at.
-pub(super) fn weight_bearing(graph: &crate::ir::Graph) -> Result<Vec<bool>, crate::ir::Error> {
+pub(super) fn weight_bearing(graph: &Graph) -> Result<Vec<bool>, Error> {
     let places = Places::of_graph(graph)?;
     let mut reach = Reach::new(&places);
     let mut bearing = vec![false; graph.node_bound()];
     for source in places.sources() {
         let Some(value) = source.value else { continue };
         for end in reach.ends(source.place, value) {
-            if let (Role::Weight(_), Some(node)) = (end.role, end.node) {
+            if let Some(node) = end.node.filter(|_| end.is_weight(source.tensor)) {
                 bearing[places.outermost(end.place, node).0 as usize] = true;
             }
         }

@@ -10,7 +10,8 @@
 //! - nowhere but in other operators: a table (positions, cosines, a mask), an [`Other`] that is listed once, whoever reads
 //!   it, and only from 256 elements on.
 //!
-//! So vectors are not listed, and neither are layers of one output channel, whose weight is a vector.
+//! Vectors are no weights, and so layers of one output channel are not listed; but a vector of 256 elements or more is one
+//! where a Reshape makes a matrix of it, and where an operator reads it as the bytes of a quantized weight.
 
 use std::collections::HashMap;
 
@@ -23,7 +24,7 @@ use super::places::Places;
 use super::reach::{End, Reach, Role};
 use super::resolve::resolve;
 use super::towers::Towers;
-use super::weight_ops::LEAST_TABLE;
+use super::weight_ops::{LEAST, is_matrix};
 
 /// A linear layer `y = x W^T` with a constant weight.
 #[derive(Clone, Debug)]
@@ -233,14 +234,14 @@ impl Listed {
         let mut listed = Listed { by_node: HashMap::new() };
         for (source, (place, value, tensor)) in sources.enumerate() {
             let ends = value.map_or_else(Vec::new, |value| reach.ends(place, value));
-            let is_weight = |end: &End| matches!(end.role, Role::Weight(_) | Role::Called(_));
+            let is_weight = |end: &End| end.is_weight(tensor);
             let is_parameter = |end: &End| matches!(end.role, Role::Parameter);
             let tied = ends.iter().any(|end| matches!(end.role, Role::Weight(row) if row.is_lookup()));
             if ends.iter().any(is_weight) {
                 for end in ends.into_iter().filter(is_weight) {
                     listed.push(end.place, end.node, Entry { source, end: Some(end), tied });
                 }
-            } else if tensor.len() >= LEAST_TABLE && !ends.iter().any(is_parameter) {
+            } else if is_matrix(tensor) && tensor.len() >= LEAST && !ends.iter().any(is_parameter) {
                 match ends.into_iter().next() {
                     Some(end) => listed.push(end.place, end.node, Entry { source, end: Some(end), tied }),
                     None => listed.push(place, None, Entry { source, end: None, tied }),

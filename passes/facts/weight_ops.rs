@@ -95,6 +95,11 @@ impl WeightOp {
         self.left.is_none()
     }
 
+    /// True for those whose weights are quantized.
+    pub(super) fn is_quantized(&self) -> bool {
+        self.left == DONE
+    }
+
     /// True for those that look rows of a table up by index.
     pub(super) fn is_lookup(&self) -> bool {
         matches!(self.op, "Gather" | "GatherBlockQuantized")
@@ -106,7 +111,7 @@ pub(super) fn is_parameter(node: &Node, slot: usize) -> bool {
     if is_dequantize(node) || node.is("QuantizeLinear") {
         return slot > 0;
     }
-    WeightOp::of(node).is_some_and(|row| row.left == DONE && slot > row.slots[0] && !row.slots.contains(&slot))
+    WeightOp::of(node).is_some_and(|row| row.is_quantized() && slot > row.slots[0] && !row.slots.contains(&slot))
 }
 
 /// True for DequantizeLinear, standard or contributed.
@@ -142,15 +147,14 @@ pub(super) fn is_carrier(node: &Node) -> bool {
     is_dequantize(node) || CARRIERS.iter().any(|op| node.is(op))
 }
 
-/// Elements that a constant must have to be listed although no weight-bearing operator reads it.
-pub(super) const LEAST_TABLE: usize = 256;
+/// Elements that a table must have to be listed, and a vector to be looked at.
+pub(super) const LEAST: usize = 256;
 
-/// Whether a constant can be a weight: two dimensions larger than one, of a float type or a type in which quantized
-/// weights are stored (whole numbers of up to 16 bits). Anything less is a vector, a shape, an index or a mask; so a
-/// linear layer of one output channel is none that would be listed.
-pub(super) fn may_be_weight(tensor: &Tensor) -> bool {
+/// A float type, or one in which quantized weights are stored: whole numbers of up to 16 bits. Wider ones are shapes,
+/// indices and biases.
+pub(super) fn holds_weights(dtype: DType) -> bool {
     use DType::{Bool, C64, C128, I32, I64, String, U32, U64};
-    is_matrix(tensor) && !matches!(tensor.dtype, Bool | C64 | C128 | I32 | I64 | String | U32 | U64)
+    !matches!(dtype, Bool | C64 | C128 | I32 | I64 | String | U32 | U64)
 }
 
 /// At least two dimensions larger than one.

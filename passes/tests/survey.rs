@@ -101,6 +101,25 @@ fn a_weight_is_found_behind_whatever_moves_it() {
 }
 
 #[test]
+fn a_vector_is_a_weight_only_where_it_is_a_matrix_in_disguise() {
+    let text = one_input(
+        "float[256] flat = [\"seed\": \"1\"], float[256] column = [\"seed\": \"2\"], uint8[1024] bytes = [\"seed\": \"3\"],
+         float[256] scales = [\"seed\": \"4\"], float[256] gain = [\"seed\": \"5\"], int64[2] square = {16, 16}, int64[2] tall = {-1, 1},
+         float[64] short = [\"seed\": \"6\"], int64[2] small = {8, 8}, int64[1] line = {256}",
+        "[f] f = Reshape (flat, square) [a] a = MatMul (x, f) [c] c = Reshape (column, tall) [b] b = MatMul (a, c)
+         [g] g = Reshape (gain, line) [m] d = Mul (b, g) [s] s = Reshape (short, small) [e] e = MatMul (d, s)
+         [q] y = com.microsoft.MatMulBnb4 <K = 16, N = 128, block_size = 16, quant_type = 1> (e, bytes, scales)",
+    );
+    check(
+        &text,
+        &[
+            &format!("MatMul a flat: Unsupported, its weight reaches the MatMul through Reshape; {BEHIND}"),
+            "com.microsoft::MatMulBnb4 q bytes: Quantized, already quantized",
+        ],
+    );
+}
+
+#[test]
 fn a_weight_made_of_constants_is_one_weight_and_no_layer() {
     // A low-rank update that nobody folded in, and a product whose other operand is a constant behind a Reshape.
     let text = one_input(
