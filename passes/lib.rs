@@ -17,7 +17,8 @@
 //! 6. **Facts live outside the graph**, keyed by value name. Derived facts are dropped at an edit; measured facts stay.
 //! 7. **Deterministic everywhere**: indexed maps, sums in a fixed order whatever the thread count, every random draw
 //!    from a named seed. The same input gives the same output bytes.
-//! 8. **Every weight-bearing node is in the plan or has a `Skipped` with its reason.** Nothing is left out silently.
+//! 8. **Every constant that may be a weight is in the plan or has a `Skipped` with its reason**, for every weight-bearing
+//!    node at which it ends; [`facts::sites`] says which constants these are. Nothing is left out silently.
 
 pub mod array;
 pub mod facts;

@@ -26,7 +26,7 @@ pub struct Plan {
     pub recipes: Vec<Recipe>,
     /// The groups behind the recipes.
     pub groups: Vec<GroupPlan>,
-    /// Every weight-bearing node that is left alone.
+    /// Every use of a weight that is left alone.
     pub skipped: Vec<Skipped>,
 }
 
@@ -146,7 +146,7 @@ impl DividedPlan {
     }
 }
 
-/// A weight-bearing node that is left alone.
+/// A use of a weight that is left alone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skipped {
     /// Label of the node.
@@ -178,10 +178,13 @@ pub enum SkipKind {
 }
 
 impl Skipped {
-    /// A node that is no linear layer.
+    /// What is no site.
     pub fn of_other(other: &Other) -> Skipped {
         Skipped {
-            node: other.label.clone(),
+            node: match &other.function {
+                Some(function) => format!("{function}/{}", other.label),
+                None => other.label.clone(),
+            },
             op: other.op.clone(),
             weight: other.weight.clone(),
             bytes: other.bytes,

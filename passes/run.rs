@@ -14,7 +14,7 @@ use crate::ops::{self, Call, OpError};
 
 /// Domains whose operators are our own: the op table wins over a model-local function there (the function is the body
 /// that other runtimes use).
-const OWN_DOMAINS: &[&str] = &["ai.mbqc", "ai.mbqc.grad"];
+pub(crate) const OWN_DOMAINS: &[&str] = &["ai.mbqc", "ai.mbqc.grad"];
 
 /// Tensors by value.
 pub type Feeds = HashMap<ValueId, Array>;

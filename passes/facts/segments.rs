@@ -1,12 +1,12 @@
 //! Segments: the pieces in which a model is streamed.
 //!
-//! A *side value* has no weight-bearing ancestor (masks, positions, cos/sin): it is computed once per sample and given
-//! to every segment. A *frontier* is the set of live non-side values at a topological position. Boundaries are the
+//! A *side value* has no weight-bearing ancestor (masks, positions, cos/sin), also not by what an `If` takes from the graph
+//! or holds in its branches: it is computed once per sample and given to every segment. A *frontier* is the set of live non-side values at a topological position. Boundaries are the
 //! positions where that set is a single value: the residual stream of a plain transformer.
 
-use crate::ir::{Def, Graph, NodeId, ValueId, walk};
+use crate::ir::{Graph, NodeId, ValueId, walk};
 
-use super::sites::bears_weights;
+use super::reach::weight_bearing;
 
 /// How a graph is cut.
 #[derive(Clone, Debug)]
@@ -28,12 +28,11 @@ pub fn cut(graph: &Graph, wanted: &[ValueId]) -> Result<Cuts, crate::ir::Error> 
         .into_iter()
         .filter(|id| graph.node(*id).outputs.iter().flatten().any(|v| needed[v.0 as usize]))
         .collect();
+    let bearing = weight_bearing(graph)?;
     let mut side = vec![true; graph.value_bound()];
     for &id in &order {
-        let node = graph.node(id);
-        let heavy = bears_weights(node) && node.inputs.iter().flatten().any(|v| is_weight(graph, *v))
-            || graph.reads(id).any(|v| !side[v.0 as usize]);
-        for output in node.outputs.iter().flatten() {
+        let heavy = bearing[id.0 as usize] || graph.reads(id).any(|v| !side[v.0 as usize]);
+        for output in graph.node(id).outputs.iter().flatten() {
             side[output.0 as usize] = !heavy;
         }
     }
@@ -67,19 +66,6 @@ pub fn cut(graph: &Graph, wanted: &[ValueId]) -> Result<Cuts, crate::ir::Error> 
         }
     }
     Ok(Cuts { order, side, necks, position })
-}
-
-/// A float constant with at least two dimensions, directly or through a view.
-fn is_weight(graph: &Graph, value: ValueId) -> bool {
-    match &graph.value(value).def {
-        Def::Const(tensor) => tensor.dims.len() >= 2,
-        Def::Node(producer, _) => {
-            let node = graph.node(*producer);
-            let view = matches!(node.op.as_str(), "Transpose" | "Cast" | "Identity" | "DequantizeLinear" | "Constant");
-            view && node.input(0).is_none_or(|v| is_weight(graph, v))
-        }
-        Def::Input | Def::Outer => false,
-    }
 }
 
 impl Cuts {

@@ -235,6 +235,12 @@ impl Graph {
         }
     }
 
+    /// The subgraph at the end of a path that begins here.
+    pub fn at(&self, path: &super::GraphPath) -> Option<&Graph> {
+        path.iter()
+            .try_fold(self, |graph, &(node, attr, index)| graph.get_node(node)?.attrs.get(attr)?.1.graphs().get(index))
+    }
+
     /// Every use of every value: `uses[value]` lists (node, input slot) in node order. A use inside a subgraph counts
     /// as a use by the node that holds the subgraph, with slot `usize::MAX`.
     pub fn uses(&self) -> Uses {

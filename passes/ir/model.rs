@@ -99,9 +99,7 @@ impl Model {
 
     /// The graph at the end of a path.
     pub fn graph_at(&self, path: &GraphPath) -> Option<&Graph> {
-        path.iter().try_fold(&self.graph, |graph, &(node, attr, index)| {
-            graph.get_node(node)?.attrs.get(attr)?.1.graphs().get(index)
-        })
+        self.graph.at(path)
     }
 
     /// The graph at the end of a path, to be edited.

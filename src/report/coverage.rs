@@ -1,4 +1,4 @@
-//! The coverage table that ends every compilation: every weight-bearing node, quantized or skipped with its reason.
+//! The coverage table that ends every compilation: every use of a weight, quantized or skipped with its reason.
 
 use std::fmt::Write;
 
@@ -25,7 +25,7 @@ pub struct Line {
 pub struct Coverage {
     /// Quantized layers by format.
     pub quantized: IndexMap<String, Line>,
-    /// Nodes left alone by reason.
+    /// Uses of weights that are left alone, by reason.
     pub skipped: IndexMap<String, Line>,
     /// Linear layers that were asked for and cannot be quantized.
     pub unsupported: usize,

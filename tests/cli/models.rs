@@ -69,10 +69,22 @@ fn nothing_to_quantize() -> Outcome {
         "table.onnx",
         &graph("(int64[T] ids) => (float[T,32] y) <float[9,32] table = [\"seed\": \"1\"]> { [embed] y = Gather (table, ids) }"),
     )?;
+    place.model(
+        "given.onnx",
+        &graph("(float[1,T,32] x, float[32,64] w = [\"seed\": \"1\"]) => (float[1,T,64] y) { [product] y = MatMul (x, w) }"),
+    )?;
+    place.model(
+        "cut.onnx",
+        "<ir_version: 10, opset_import: [\"\": 20, \"local\": 1]> g (float[1,T,32] x) => (float[1,T,32] y)
+         <float[32,64] w = [\"seed\": \"1\"], float[32,32] v = [\"seed\": \"2\"], float[32,32] p = [\"seed\": \"3\"]>
+         { [halves] a, b = Split <axis = 1, num_outputs = 2> (w) [product] h = MatMul (x, a) [call] i = local.Linear (h, v)
+           [positions] y = Add (i, p) }
+         <domain: \"local\", opset_import: [\"\": 20]> Linear (x, w) => (y) { y = MatMul (x, w) }",
+    )?;
     let first = place.run("m.onnx -o q.onnx --format w3g32");
     assert_eq!(first.code, Some(0), "{first}");
     let mut told = String::new();
-    for model in ["int8.onnx", "plain.onnx", "table.onnx", "q.onnx"] {
+    for model in ["int8.onnx", "plain.onnx", "table.onnx", "given.onnx", "cut.onnx", "q.onnx"] {
         told += &place.refused(3, &format!("{model} -o out.onnx --method rtn --format w3g32"));
     }
     told += &place.refused(3, "m.onnx -o out.onnx --method rtn --format w3g128");

@@ -88,8 +88,7 @@ fn form(site: &Site) -> String {
 pub(super) fn quantized(model: &Model, survey: &Survey) -> Vec<Quantized> {
     let mut found = Vec::new();
     for other in survey.others.iter().filter(|o| o.kind == SkipKind::Quantized) {
-        let graph = model.graph_at(&other.path);
-        let node = graph.and_then(|g| g.nodes().find(|(id, _)| g.label(*id) == other.label)).map(|(_, node)| node);
+        let node = other.node(model);
         let size = |name: &str| node.and_then(|n| usize::try_from(n.int(name, -1)).ok());
         let bits = node.and_then(|n| match n.op.as_str() {
             "MatMulNBits" => Some(n.int("bits", 4)),
@@ -97,7 +96,10 @@ pub(super) fn quantized(model: &Model, survey: &Survey) -> Vec<Quantized> {
             _ => None,
         });
         found.push(Quantized {
-            node: format!("{}{}", path_text(model, &other.path), other.label),
+            node: match &other.function {
+                Some(function) => format!("{function}/{}", other.label),
+                None => format!("{}{}", path_text(model, &other.path), other.label),
+            },
             op: other.op.clone(),
             weight: other.weight.clone(),
             format: bits.zip(size("block_size")).map(|(bits, group)| format!("w{bits}g{group}")),

@@ -1,0 +1,160 @@
+//! A MatMul or Gemm with a constant operand as a site, or why it is none.
+
+use crate::ir::{DType, Graph, Model, NodeId, Uses, ValueId};
+
+use super::names::layer_name;
+use super::places::Place;
+use super::resolve::resolve;
+use super::sites::{Bias, Form, Site, Weight};
+use super::towers::Towers;
+use super::weight_ops::is_matrix;
+
+/// What is known about the graph in which a layer stands.
+pub(super) struct Surroundings<'m, 'p> {
+    pub(super) model: &'m Model,
+    pub(super) place: &'p Place<'m>,
+    pub(super) towers: &'p Towers,
+}
+
+impl Surroundings<'_, '_> {
+    /// The site at a node whose input `slot` shows the constant `weight`. `tied` says that rows of the weight are looked
+    /// up elsewhere.
+    pub(super) fn site(
+        &self,
+        id: NodeId,
+        slot: usize,
+        weight: &Weight,
+        transposed: bool,
+        tied: bool,
+    ) -> Result<Site, String> {
+        let (graph, uses) = (self.place.graph, &self.place.uses);
+        let node = graph.node(id);
+        let tensor = &weight.tensor;
+        if !matches!(tensor.dtype, DType::F32 | DType::F16 | DType::BF16 | DType::F64) {
+            return Err(format!("its weight is of type {}; float weights are quantized", tensor.dtype));
+        }
+        let [d0, d1] = tensor.dims[..] else {
+            return Err(format!("its weight has shape {:?}; only matrices are quantized", tensor.dims));
+        };
+        if !is_matrix(tensor) {
+            return Err(format!("its weight has shape {:?}: a vector, not a matrix", tensor.dims));
+        }
+        let gemm = node.is("Gemm");
+        let trans_b = gemm && node.int("transB", 0) != 0;
+        let left = slot == 0;
+        if gemm && left {
+            return Err(
+                "the constant is Gemm's first operand; only a constant second operand is a linear layer".to_owned()
+            );
+        }
+        let owner = self.model.graph_at(&weight.owner).ok_or("the graph of its weight is gone")?;
+        if owner.find(&weight.name).is_some_and(|v| owner.inputs().contains(&v)) {
+            return Err("its weight is also a graph input and may be overridden".to_owned());
+        }
+        // Right: the product wants [k, n]; stored as such unless transposed an odd number of times. Left: wants [n, k].
+        let rows_are_outputs = if left { !transposed } else { transposed ^ trans_b };
+        let (n, k) = if rows_are_outputs { (d0, d1) } else { (d1, d0) };
+        let x = node.input(usize::from(left)).ok_or("its activation operand is absent")?;
+        if self.place.is_constant(x) {
+            return Err("both operands are constant".to_owned());
+        }
+        let y = node.output(0).ok_or("it has no output")?;
+        let bias = if gemm || left { None } else { bias_of(graph, uses, y, n) };
+        let out = bias.as_ref().and_then(|b| graph.node(b.node).output(0)).unwrap_or(y);
+        let form = match (gemm, left) {
+            (true, _) => Form::Gemm {
+                alpha: node.float("alpha", 1.0),
+                beta: node.float("beta", 1.0),
+                trans_a: node.int("transA", 0) != 0,
+                c: node.input(2),
+            },
+            (false, true) => Form::Left,
+            (false, false) => Form::Right,
+        };
+        let bias_name = match (&bias, &form) {
+            (Some(bias), _) => Some(graph.name(bias.value)),
+            (None, Form::Gemm { c: Some(c), .. }) => Some(graph.name(*c)),
+            _ => None,
+        };
+        let label = graph.label(id);
+        Ok(Site {
+            path: self.place.path.clone(),
+            node: id,
+            name: layer_name(node, &weight.name, bias_name, &label),
+            label,
+            weight: Weight { rows_are_outputs, ..weight.clone() },
+            n,
+            k,
+            x,
+            y,
+            out,
+            head: (tied || n >= 2 * k) && self.ends_the_graph(out),
+            bias,
+            form,
+            tower: self.towers.of_value(x),
+        })
+    }
+
+    /// True when the value goes to a graph output through nothing but views, selections of rows, functions of single
+    /// elements, and scalars that are added or multiplied (as the capping of logits is written).
+    fn ends_the_graph(&self, mut value: ValueId) -> bool {
+        let (graph, uses) = (self.place.graph, &self.place.uses);
+        loop {
+            if uses.is_output(value) {
+                return true;
+            }
+            let [(reader, slot)] = uses.of(value) else { return false };
+            let node = graph.node(*reader);
+            let scalar = |slot: usize| node.input(slot).is_some_and(|v| self.is_scalar(v));
+            let passes = if SCALED.iter().any(|op| node.is(op)) {
+                *slot <= 1 && scalar(1 - slot)
+            } else {
+                *slot == 0 && PASSED.iter().any(|op| node.is(op))
+            };
+            match node.output(0).filter(|_| passes) {
+                Some(next) => value = next,
+                None => return false,
+            }
+        }
+    }
+
+    fn is_scalar(&self, value: ValueId) -> bool {
+        resolve(self.model, &self.place.path, value).is_some_and(|(constant, _)| constant.tensor.len() == 1)
+    }
+}
+
+/// What may follow a final projection.
+const PASSED: &[&str] = &[
+    "Cast",
+    "Clip",
+    "Dropout",
+    "Flatten",
+    "Gather",
+    "Identity",
+    "LogSoftmax",
+    "Neg",
+    "Reshape",
+    "Sigmoid",
+    "Slice",
+    "Softmax",
+    "Squeeze",
+    "Tanh",
+    "Transpose",
+    "Unsqueeze",
+];
+
+/// The same, with a scalar as the other operand.
+const SCALED: &[&str] = &["Add", "Div", "Mul", "Sub"];
+
+/// The `Add` of a constant vector of length n right behind `y`, when it is `y`'s only reader.
+fn bias_of(graph: &Graph, uses: &Uses, y: ValueId, n: usize) -> Option<Bias> {
+    let [(reader, slot)] = uses.of(y) else { return None };
+    let node = graph.node(*reader);
+    if uses.is_output(y) || !node.is("Add") || *slot > 1 {
+        return None;
+    }
+    let value = node.input(1 - slot)?;
+    let tensor = graph.constant(value)?;
+    let is_row = tensor.len() == n && tensor.dims.last() == Some(&n);
+    is_row.then_some(Bias { node: *reader, value })
+}
