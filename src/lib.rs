@@ -11,7 +11,9 @@ mod error;
 pub mod folder;
 pub mod onnx;
 pub mod pipeline;
+pub mod places;
 pub mod report;
+pub mod stage;
 pub mod stamp;
 
 pub use error::Error;
