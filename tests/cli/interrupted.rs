@@ -40,6 +40,26 @@ fn signals_leave_nothing() -> Outcome {
     Ok(())
 }
 
+/// What `nohup` wants ignored stays ignored, also while there is something to remove.
+#[test]
+fn ignored_signals_stay_ignored() -> Outcome {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/pocket-vlm/model.onnx");
+    let place = Place::new()?;
+    let mbqc = env!("CARGO_BIN_EXE_mbqc");
+    let script = format!("trap '' HUP; exec {mbqc} {} -o out.onnx --include *.layers.0.* --quiet", model.display());
+    let mut child = Command::new("sh").args(["-c", &script]).current_dir(place.path("")).spawn()?;
+    let mut sent = 0;
+    while child.try_wait()?.is_none() {
+        if fs::read_dir(place.path(""))?.next().is_some() {
+            Command::new("kill").args(["-HUP", &child.id().to_string()]).stderr(Stdio::null()).status()?;
+            sent += 1;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(sent > 0 && child.wait()?.success() && place.path("out.onnx").is_file(), "{sent} signals");
+    Ok(())
+}
+
 /// Nobody reads what is told: no reason to fail, and none to write no model.
 #[test]
 fn closed_standard_error() -> Outcome {
