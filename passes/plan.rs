@@ -11,12 +11,13 @@ pub const VERSION: u32 = 1;
 
 /// Everything that a compilation decides.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Plan {
     /// Version of the file format.
     pub version: u32,
     /// The method that made it.
     pub method: String,
-    /// SHA-256 of the model file it was made for (of the `.onnx` file alone), lower-case hex.
+    /// SHA-256 of the model it was made for, data files included, lower-case hex.
     pub source: String,
     /// SHA-256 of the calibration file, where one was used.
     pub calibration: Option<String>,
@@ -32,6 +33,7 @@ pub struct Plan {
 
 /// What will be done at one layer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Recipe {
     /// The layer's key: the name of the node's output, with the way to its subgraph in front.
     pub site: String,
@@ -77,6 +79,7 @@ pub enum ScaleRule {
 
 /// What will be done to a group.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct GroupPlan {
     /// Name of the value that the group's layers read.
     pub input: String,
@@ -106,6 +109,7 @@ pub struct GroupPlan {
 
 /// A constant that is divided by a group's scale along an axis.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct DividedPlan {
     /// Name of the constant.
     pub constant: String,
@@ -148,6 +152,7 @@ impl DividedPlan {
 
 /// A use of a weight that is left alone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Skipped {
     /// Label of the node.
     pub node: String,

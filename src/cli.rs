@@ -31,7 +31,7 @@ pub struct Compile {
     /// Weight format: w2, w3, w4 or w8, with group size 16 to 256.
     #[arg(long, default_value = "w3g128")]
     pub format: String,
-    /// Format of the vision tower's layers; `none` leaves them as they are.
+    /// Format of the vision tower's layers, or of a folder's vision encoder; `none` leaves them as they are.
     #[arg(long, default_value = "none")]
     pub vision_format: String,
     /// Format of the final projection (lm_head); `none` leaves it as it is.
@@ -58,21 +58,24 @@ pub struct Compile {
     /// Switches that set a method and its variants apart.
     #[command(flatten)]
     pub switches: Switches,
-    /// Quantize only layers whose name, node or weight matches one of these globs.
+    /// Quantize only layers whose name, node or weight matches this glob; may be repeated.
     #[arg(long)]
     pub include: Vec<String>,
-    /// Leave alone layers whose name, node or weight matches one of these globs.
+    /// Leave alone layers whose name, node or weight matches this glob; may be repeated.
     #[arg(long)]
     pub exclude: Vec<String>,
     /// How the result is written.
     #[command(flatten)]
     pub emit: Emit,
-    /// Save the plan here.
+    /// Save the plan here, as soon as it is made.
     #[arg(long)]
     pub plan_out: Option<PathBuf>,
     /// Decide and report, write nothing.
     #[arg(long)]
     pub dry_run: bool,
+    /// Write into an output folder although it holds something else.
+    #[arg(long)]
+    pub force: bool,
     /// Fail (exit code 3) when a linear layer that was asked for cannot be quantized.
     #[arg(long)]
     pub strict: bool,
@@ -82,7 +85,7 @@ pub struct Compile {
 }
 
 /// Switches of methods; each overrides what the method itself says.
-#[derive(Args, Debug, Clone)]
+#[derive(Args, Debug, Clone, Default)]
 #[command(next_help_heading = "Switches of methods")]
 pub struct Switches {
     /// Which rows are answer rows: those whose logits are supervised, or those that carry an answer token.
@@ -157,9 +160,9 @@ pub struct Emit {
     /// Operators the result may use.
     #[arg(long, value_enum, default_value = "mbqc")]
     pub target: TargetArg,
-    /// Body of 3-bit layers for runtimes without our kernels.
-    #[arg(long, value_enum, default_value = "ort")]
-    pub fallback: FallbackArg,
+    /// Body of 3-bit layers for runtimes without our kernels; default ort.
+    #[arg(long, value_enum)]
+    pub fallback: Option<FallbackArg>,
     /// Arithmetic of quantized layers: auto is f32 for 3 and 4 bits and int8 activations for 2 and 8 bits.
     #[arg(long, value_enum, default_value = "auto")]
     pub accuracy: AccuracyArg,
@@ -302,9 +305,9 @@ pub enum Command {
     },
     /// What this version knows.
     List {
-        /// Which list.
+        /// Which list; without, what there is.
         #[arg(value_enum)]
-        what: ListArg,
+        what: Option<ListArg>,
     },
     /// What an operator, format, method or family is.
     Explain {

@@ -26,6 +26,14 @@ pub enum Error {
         /// What cannot be run.
         reason: RunError,
     },
+    /// A graph of a folder that runs before the decoder.
+    #[error("{part}: {reason}")]
+    Part {
+        /// Which graph.
+        part: &'static str,
+        /// What was found, and the way out.
+        reason: String,
+    },
     /// A weight that has no quantized value.
     #[error("{reason}; repair the weight, or keep the layer as it is with --exclude")]
     Weight {

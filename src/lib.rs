@@ -3,6 +3,8 @@
 //! The crate holds what touches the world: files ([`onnx`], [`data`]), the command line ([`cli`], [`commands`]), reports.
 //! The compiler itself is `mbqc_passes`, its arithmetic `mbqc_kernels`; [`pipeline`] puts them together.
 
+#![warn(clippy::print_stderr, reason = "it panics where nobody listens; `report::tell` does not")]
+
 pub mod calibration;
 pub mod cli;
 pub mod commands;
@@ -12,7 +14,9 @@ mod error;
 pub mod folder;
 pub mod onnx;
 pub mod pipeline;
+pub mod places;
 pub mod report;
+pub mod stage;
 pub mod stamp;
 
 pub use error::Error;

@@ -1,22 +1,42 @@
 //! The command line program: parse, run, print the error chain once, exit code.
 
+#![warn(clippy::print_stderr, reason = "it panics where nobody listens; `report::tell` does not")]
+
 use std::process::ExitCode;
 
 use clap::Parser;
+use clap::error::ErrorKind;
 use mbqc::cli::{Cli, Command};
+use mbqc::report::tell;
 use mbqc::{Error, commands, pipeline};
 
 fn main() -> ExitCode {
-    match run(Cli::parse()) {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nobody listening is no error.
+            let _ = error.print();
+            let several = std::env::args().any(|argument| argument == "--include" || argument == "--exclude");
+            let left_over = matches!(
+                error.kind(),
+                ErrorKind::UnknownArgument | ErrorKind::ArgumentConflict | ErrorKind::InvalidSubcommand
+            );
+            if left_over && several {
+                tell("one glob follows --include or --exclude: repeat the option for more, and put globs into quotes");
+            }
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let mut told = error.to_string();
-            eprintln!("error: {told}");
+            tell(&format!("error: {told}"));
             let mut source = std::error::Error::source(&error);
             while let Some(cause) = source {
                 let text = cause.to_string();
                 if !told.contains(&text) {
-                    eprintln!("  caused by: {text}");
+                    tell(&format!("  caused by: {text}"));
                     told = text;
                 }
                 source = cause.source();

@@ -1,6 +1,6 @@
 //! Hashes of what went into a result, and the notes that carry them.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::Path;
 
 use mbqc_passes::ir::Model;
@@ -9,6 +9,8 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::Error;
+use crate::onnx::Source;
+use crate::stage::write_file;
 
 /// SHA-256 of a file, lower-case hex.
 pub fn file_hash(path: &Path) -> Result<String, Error> {
@@ -24,13 +26,31 @@ pub fn file_hash(path: &Path) -> Result<String, Error> {
     }
 }
 
-/// SHA-256 of a data set: of the file, or of the sorted names and hashes of a folder's files.
+/// SHA-256 of a model: of its file, or, where weights lie in data files, of the names and hashes of all of them.
+pub fn model_hash(source: &Source) -> Result<String, Error> {
+    let own = file_hash(source.path())?;
+    let mut files: Vec<&Path> = source.data_files().map(|(path, _)| path).collect();
+    if files.is_empty() {
+        return Ok(own);
+    }
+    files.sort();
+    let mut hasher = Sha256::new();
+    hasher.update(own);
+    for file in files {
+        hasher.update(file.file_name().unwrap_or_default().as_encoded_bytes());
+        hasher.update(file_hash(file)?);
+    }
+    Ok(hex(&hasher.finalize()))
+}
+
+/// SHA-256 of a data set: of the file, or of the sorted names and hashes of a folder's `.npz` files.
 pub fn data_hash(path: &Path) -> Result<String, Error> {
     if path.is_file() {
         return file_hash(path);
     }
     let entries = std::fs::read_dir(path).map_err(Error::file(path))?;
     let mut files: Vec<_> = entries.filter_map(Result::ok).map(|e| e.path()).filter(|p| p.is_file()).collect();
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "npz"));
     files.sort();
     let mut hasher = Sha256::new();
     for file in files {
@@ -57,25 +77,13 @@ pub fn mark(model: &mut Model, plan: &Plan) -> Result<(), Error> {
     Ok(())
 }
 
-/// Writes a JSON document through a temporary file that is renamed into place.
-pub fn write_json(path: &Path, document: &impl Serialize) -> Result<(), Error> {
-    let text = serde_json::to_string_pretty(document).map_err(|e| Error::Usage(e.to_string()))?;
-    write_atomic(path, text.as_bytes())
+/// Whether a model carries the notes of [`mark`].
+pub fn is_marked(model: &Model) -> bool {
+    model.metadata.iter().any(|(key, _)| key == "mbqc.version")
 }
 
-/// Writes a file through a temporary one that is renamed into place.
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
-        let reason = "found a folder, device or pipe, expected a file: the result is renamed into place".to_owned();
-        return Err(Error::Content { file: path.to_owned(), reason });
-    }
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut builder = tempfile::Builder::new();
-    // As for any new file: readable by whom the user's mask allows.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(folder).map_err(Error::file(path))?;
-    file.write_all(bytes).map_err(Error::file(path))?;
-    file.persist(path).map_err(|e| Error::File { file: path.to_owned(), source: e.error })?;
-    Ok(())
+/// Writes a JSON document that appears when it is complete.
+pub fn write_json(path: &Path, document: &impl Serialize) -> Result<(), Error> {
+    let text = serde_json::to_string_pretty(document).map_err(|e| Error::Usage(e.to_string()))?;
+    write_file(path, text.as_bytes())
 }

@@ -3,16 +3,22 @@
 use std::path::Path;
 
 use mbqc_passes::ir::{Data, Edit, Lazy, NewNode, Tensor};
+use serde_json::json;
 
-use crate::Error;
 use crate::cli::Common;
-use crate::onnx::{self, WriteOptions};
-use crate::pipeline;
+use crate::pipeline::{self, Sizes, written_json};
+use crate::places::{Places, probe_file};
+use crate::report::print;
 use crate::report::progress::Progress;
+use crate::{Error, stage};
 
 /// Rewrites every `ai.mbqc::MbqMatMulW3` of a model into `com.microsoft::MatMulNBits` with 4 bits.
 pub fn bake(model: &Path, output: &Path, common: &Common) -> Result<(), Error> {
-    let file = pipeline::read(model, common)?;
+    let mut places = Places::new();
+    places.model("the model", model)?;
+    places.model_output("-o", output)?;
+    probe_file("-o", output)?;
+    let file = pipeline::read_at(model, &mut places, common)?;
     let mut result = file.model.clone();
     let mut count = 0;
     let paths = result.graph_paths();
@@ -77,12 +83,15 @@ pub fn bake(model: &Path, output: &Path, common: &Common) -> Result<(), Error> {
     result.opsets.retain(|(domain, _)| domain != "ai.mbqc");
     result.import("com.microsoft", 1);
     mbqc_passes::ir::verify::verify(&result).map_err(|source| Error::Law { pass: "bake", source })?;
-    let written = onnx::write(Some(&file.source), &result, output, &WriteOptions::default())?;
-    Progress::new(common.quiet).say(&format!(
-        "baked {count} layers; wrote {} ({:.2} MB)",
-        written.model.display(),
-        written.model_bytes as f64 / 1e6
-    ));
+    let progress = Progress::new(common.quiet);
+    progress.busy(&format!("writing {}", output.display()));
+    let published = stage::write_model(Some(&file.source), &result, output)?;
+    published.note.iter().for_each(|note| progress.say(note));
+    let written = &published.written;
+    progress.say(&format!("baked {count} layers; {}", Sizes::of(&file, written).sentence(written)));
+    if common.json {
+        return print(&format!("{:#}", json!({ "layers": count, "written": written_json(written) })));
+    }
     Ok(())
 }
 

@@ -4,15 +4,27 @@ use std::fmt::Write;
 
 use mbqc_kernels::{FORMATS, GROUPS};
 use mbqc_models::FAMILIES;
-use mbqc_passes::method::METHODS;
+use mbqc_passes::method::{Floor, Judge, METHODS, MaskShift, Method, Round, Rows, Transforms};
 use mbqc_passes::ops::{OPS, OpDef, Vjp};
+use mbqc_passes::plan::{RangeRule, ScaleRule};
 
 use crate::Error;
 use crate::cli::ListArg;
 use crate::report::print;
 
 /// `mbqc list`.
-pub fn list(what: ListArg) -> Result<(), Error> {
+pub fn list(what: Option<ListArg>) -> Result<(), Error> {
+    let Some(what) = what else {
+        let ops: usize = OPS.iter().map(|family| family.len()).sum();
+        let lists = [
+            ("ops", ops, "operators that can be evaluated"),
+            ("formats", FORMATS.len(), "weight formats"),
+            ("methods", METHODS.len(), "methods"),
+            ("families", FAMILIES.len(), "model families"),
+        ];
+        let lines = lists.map(|(list, count, what)| format!("mbqc list {list:<9} {count:>3} {what}"));
+        return print(&lines.join("\n"));
+    };
     print(table(what).trim_end())
 }
 
@@ -77,18 +89,7 @@ pub fn explain(name: &str) -> Result<(), Error> {
         found.push(format!("format {}\n\n{}\nCarried by {}::{}.", format.name, format.about, schema.domain, schema.op));
     }
     for method in METHODS.iter().filter(|m| m.name == name) {
-        found.push(format!(
-            "method {}\n\n{}\nrows {:?}, transforms {:?}, judge {:?}, round {:?}, answer rows {:?}, floor {:?}, range {:?}",
-            method.name,
-            method.about,
-            method.rows,
-            method.transforms,
-            method.judge,
-            method.round,
-            method.shift,
-            method.floor,
-            method.range
-        ));
+        found.push(format!("method {}\n\n{}\n{}", method.name, method.about, choices(method).join("\n")));
     }
     for family in FAMILIES.iter().filter(|f| f.name == name) {
         found.push(format!("family {}\n\n{}", family.name, family.about));
@@ -97,4 +98,45 @@ pub fn explain(name: &str) -> Result<(), Error> {
         return Err(Error::Usage(format!("nothing is called `{name}`; see `mbqc list ops|formats|methods|families`")));
     }
     print(&found.join("\n\n"))
+}
+
+/// What a method chooses, in words.
+fn choices(method: &Method) -> Vec<String> {
+    let rows = match method.rows {
+        Rows::Uniform => "all rows count alike",
+        Rows::Modality => "answer rows count 1, vision rows count rho, others nothing",
+    };
+    let tried = match method.transforms {
+        Transforms::Identity => "no scales are tried",
+        Transforms::Ladder => "20 scales per group are tried",
+    };
+    let judged = match method.judge {
+        Judge::None => "nothing is judged",
+        Judge::Squared => "judged by the squared error",
+        Judge::Absolute => "judged by the absolute error",
+    };
+    let range = match (method.round, method.range) {
+        (Round::RangeSearch, _) | (_, RangeRule::Search) => "ranges are searched for every group of weights (--range)",
+        (_, RangeRule::MinMax) => "ranges are from the smallest to the largest weight (--range)",
+        (_, RangeRule::IncludeZero) => "ranges are extended to contain zero (--range)",
+    };
+    let scales = match method.scales {
+        ScaleRule::Stored => "scales are rounded to their stored type before codes are made (--scales)",
+        ScaleRule::F32 => "scales stay in f32 until they are stored (--scales)",
+    };
+    let mut all = vec![rows.to_owned(), format!("{tried}, {judged}"), range.to_owned(), scales.to_owned()];
+    if method.needs_gradients() {
+        all.push(match method.shift {
+            MaskShift::Shifted => "answer rows are those whose logits are supervised (--answer-rows)".to_owned(),
+            MaskShift::Unshifted => "answer rows are those that carry an answer token (--answer-rows)".to_owned(),
+        });
+        all.push(match method.floor {
+            Floor::None => "rho is taken as measured (--floor)".to_owned(),
+            Floor::Median => "rho is at least the median over all layers of its kind (--floor)".to_owned(),
+            Floor::MedianLive => {
+                "rho is at least the median over the layers of its kind that vision rows can reach (--floor)".to_owned()
+            }
+        });
+    }
+    all.iter().map(|line| format!("- {line}")).collect()
 }

@@ -4,37 +4,57 @@ use std::path::Path;
 
 use mbqc_passes::array::Compute;
 use mbqc_passes::run::{Feeds, Runner, Walk};
+use serde_json::json;
 
 use crate::Error;
 use crate::cli::Common;
+use crate::data::bind::fit;
 use crate::data::npy::Npy;
-use crate::data::npz;
+use crate::data::{InputSpec, npz};
 use crate::pipeline;
+use crate::places::{Places, probe_file};
+use crate::report::print;
+use crate::report::progress::Progress;
+use crate::stage::Staging;
 
-/// Executes `model` on the arrays of `inputs` and writes all outputs to `outputs`.
+/// Executes `model` on the arrays of `inputs` and writes all outputs to `outputs`. Arrays that are no inputs of the graph
+/// are not read; whole numbers of other widths and floats of other precisions become what the graph declares.
 pub fn run(model: &Path, inputs: &Path, outputs: &Path, common: &Common) -> Result<(), Error> {
-    let file = pipeline::read(model, common)?;
+    let mut places = Places::new();
+    places.model("the model", model)?;
+    places.input("--inputs", inputs)?;
+    places.output("--outputs", outputs)?;
+    probe_file("--outputs", outputs)?;
+    let file = pipeline::read_at(model, &mut places, common)?;
     let graph = &file.model.graph;
+    let progress = Progress::new(common.quiet);
     let runner = Walk::new(pipeline::pool(common), Compute::F32);
-    let arrays = npz::read_arrays(inputs)?;
+    let mut stored = npz::read(inputs)?;
     let content = |reason: String| Error::Content { file: inputs.to_owned(), reason };
+    let held: Vec<String> = stored.keys().cloned().collect();
     let mut feeds = Feeds::new();
     for &value in graph.inputs() {
-        let name = graph.name(value);
-        match arrays.get(name) {
-            Some(array) => {
-                check_type(graph, value, array).map_err(content)?;
-                feeds.insert(value, array.clone());
+        let (name, spec) = (graph.name(value), InputSpec::of(graph, value));
+        let declared = spec.as_ref().map_or_else(|| "of any type".to_owned(), InputSpec::describe);
+        match stored.shift_remove(name) {
+            Some(npy) => {
+                let array = npy.to_array().map_err(|e| content(format!("array `{name}`: {e}")))?;
+                let fitted = spec.map_or(Ok(array.clone()), |spec| fit(&array, &spec));
+                let fitted = fitted.map_err(|e| content(format!("graph input `{name}` is {declared}: {e}")))?;
+                feeds.insert(value, fitted);
             }
             None if graph.constant(value).is_some() => {}
             None => {
-                let held: Vec<&str> = arrays.keys().map(String::as_str).collect();
                 return Err(content(format!(
-                    "no array for graph input `{name}`; the file holds {}",
+                    "no array for graph input `{name}` ({declared}); the file holds {}",
                     if held.is_empty() { "nothing".to_owned() } else { held.join(", ") }
                 )));
             }
         }
+    }
+    if !stored.is_empty() {
+        let names: Vec<&str> = stored.keys().map(String::as_str).collect();
+        progress.say(&format!("warning: no inputs of the graph, not read: {}", names.join(", ")));
     }
     let mut fed: Vec<_> = feeds.keys().copied().collect();
     fed.sort();
@@ -48,33 +68,18 @@ pub fn run(model: &Path, inputs: &Path, outputs: &Path, common: &Common) -> Resu
         })?;
         named.push((graph.name(value), npy));
     }
-    npz::write(outputs, named, npz::Packing::Stored)?;
-    Ok(())
-}
-
-fn check_type(
-    graph: &mbqc_passes::ir::Graph,
-    value: mbqc_passes::ir::ValueId,
-    array: &mbqc_passes::array::Array,
-) -> Result<(), String> {
-    use mbqc_passes::ir::{Dim, Type};
-    let Some(Type::Tensor(dtype, shape)) = &graph.value(value).ty else { return Ok(()) };
-    let name = graph.name(value);
-    let same = *dtype == array.dtype || (dtype.is_float() && array.dtype.is_float());
-    if !same {
-        return Err(format!("graph input `{name}` is of type {dtype}, the array is {}", array.dtype));
+    let staging = Staging::beside(outputs)?;
+    let staged = staging.path().join("outputs.npz");
+    npz::write(&staged, named, npz::Packing::Stored).map_err(|error| error.elsewhere(outputs))?;
+    staging.publish(&[(staged, outputs.to_owned())])?;
+    let each = graph.outputs().iter().zip(&results);
+    if common.json {
+        let each: Vec<_> = each
+            .map(|(v, a)| json!({ "name": graph.name(*v), "type": a.dtype.to_string(), "shape": a.shape }))
+            .collect();
+        return print(&format!("{:#}", json!({ "outputs": each, "written": outputs })));
     }
-    if let Some(dims) = shape {
-        let fits = dims.len() == array.rank()
-            && dims.iter().zip(&array.shape).all(|(d, s)| !matches!(d, Dim::Size(size) if size != s));
-        if !fits {
-            let declared = crate::data::InputSpec { name: name.to_owned(), dtype: *dtype, dims: Some(dims.clone()) };
-            return Err(format!(
-                "graph input `{name}` is {}, the array has shape {:?}",
-                declared.describe(),
-                array.shape
-            ));
-        }
-    }
+    let each: Vec<String> = each.map(|(v, a)| format!("{} {}{:?}", graph.name(*v), a.dtype, a.shape)).collect();
+    progress.say(&format!("wrote {}: {}", outputs.display(), each.join(", ")));
     Ok(())
 }

@@ -6,7 +6,7 @@ use indexmap::IndexMap;
 use mbqc_passes::array::{Array, Compute};
 use mbqc_passes::facts::modality::{Class, trace_rows};
 use mbqc_passes::facts::segments::cut;
-use mbqc_passes::ir::{Model, ValueId};
+use mbqc_passes::ir::{Graph, Model, Type, ValueId};
 use mbqc_passes::method::MaskShift;
 use mbqc_passes::method::measure::class_of;
 use mbqc_passes::ops::Rows;
@@ -14,7 +14,7 @@ use mbqc_passes::run::{Runner, Segment, Walk};
 use serde_json::json;
 
 use crate::Error;
-use crate::calibration::{DataSamples, Frontend, class_name, image_token, logits_output};
+use crate::calibration::{Data, DataSamples, Frontend, class_name, image_token, is_view, logits_output};
 use crate::cli::Common;
 use crate::folder::Folder;
 use crate::pipeline;
@@ -45,13 +45,31 @@ struct Side {
     vision: Option<Model>,
     embed: Option<Model>,
     path: PathBuf,
+    /// It is a folder of several graphs.
+    folder_of_graphs: bool,
+}
+
+impl Side {
+    fn frontend(&mut self) -> Frontend {
+        match (self.vision.take(), self.embed.take()) {
+            (None, None) if !self.folder_of_graphs => Frontend::none(),
+            (vision, embed) => Frontend::of(vision, embed),
+        }
+    }
 }
 
 fn open(path: &Path, common: &Common) -> Result<Side, Error> {
     let load = |path: &Path| pipeline::read(path, common).map(|file| file.model);
     if !path.is_dir() {
         let folder = path.parent().map_or_else(PathBuf::new, Path::to_owned);
-        return Ok(Side { model: load(path)?, folder, vision: None, embed: None, path: path.to_owned() });
+        return Ok(Side {
+            model: load(path)?,
+            folder,
+            vision: None,
+            embed: None,
+            path: path.to_owned(),
+            folder_of_graphs: false,
+        });
     }
     let folder = Folder::open(path)?;
     let part = |file: &Option<PathBuf>| file.as_deref().map(load).transpose();
@@ -61,6 +79,7 @@ fn open(path: &Path, common: &Common) -> Result<Side, Error> {
         embed: part(&folder.embed)?,
         folder: path.to_owned(),
         path: folder.decoder,
+        folder_of_graphs: true,
     })
 }
 
@@ -78,26 +97,24 @@ pub fn verify(request: &VerifyRequest, common: &Common) -> Result<(), Error> {
     let mut fp = open(&request.fp, common)?;
     let mut quantized = open(&request.quantized, common)?;
     let law = |source| Error::Law { pass: "reading", source };
-    let fp_frontend = Frontend::of(&runner, fp.vision.take(), fp.embed.take())?;
-    let q_frontend = Frontend::of(&runner, quantized.vision.take(), quantized.embed.take())?;
+    let fp_frontend = fp.frontend();
+    let q_frontend = quantized.frontend();
     let logits = logits_output(request.logits.as_deref(), &fp.model.graph, &fp.path)?;
     let q_logits = logits_output(request.logits.as_deref(), &quantized.model.graph, &quantized.path)?;
-    // Blocks are compared where both graphs have a value of the same name between them.
     let cuts = cut(&fp.model.graph, &[logits]).map_err(law)?;
-    let shared: Vec<(String, ValueId, ValueId)> = cuts
-        .necks
-        .iter()
-        .filter(|v| **v != logits)
-        .filter_map(|&v| {
-            let name = fp.model.graph.name(v);
-            Some((name.to_owned(), v, quantized.model.graph.find(name)?))
-        })
-        .collect();
+    let shared = blocks_of(&fp.model.graph, &cuts.necks, logits, &quantized.model.graph);
     let image = image_token(request.image_token_id, &fp.model.graph, &fp.folder)?;
     let prepare = |model, folder: &Path, frontend, logits, values: Vec<ValueId>| -> Result<Prepared<'_>, Error> {
-        let shift = MaskShift::Shifted;
-        let samples =
-            DataSamples::open(&request.data, folder, &runner, model, frontend, image, shift, request.samples)?;
+        let data = Data {
+            path: &request.data,
+            folder,
+            image,
+            shift: MaskShift::Shifted,
+            limit: request.samples,
+            classes: true,
+            logits: Some(logits),
+        };
+        let samples = DataSamples::open(&data, &runner, model, frontend)?;
         let graph = &model.graph;
         let given: Vec<ValueId> = graph.inputs().iter().copied().filter(|&v| graph.constant(v).is_none()).collect();
         let mut wanted = vec![logits];
@@ -113,11 +130,14 @@ pub fn verify(request: &VerifyRequest, common: &Common) -> Result<(), Error> {
     if count == 0 {
         return Err(Error::Content { file: request.data.clone(), reason: "no samples".to_owned() });
     }
+    // What calibration refuses is refused here, too.
+    a.samples.census()?.warnings.iter().for_each(|warning| progress.say(&format!("warning: {warning}")));
     let (first, _) = a.samples.load(0)?;
     let tokens = first.classes.len();
     let traced = trace_rows(&runner, &fp.model, first.feeds, a.segment.wanted(), tokens)?;
     let rows: Vec<Option<Rows>> = shared.iter().map(|(_, v, _)| traced.get(v).map(|(rows, _)| *rows)).collect();
 
+    let logits_name = fp.model.graph.name(logits);
     let mut metrics = Metrics::default();
     let mut blocks: IndexMap<&str, BlockError> = IndexMap::new();
     let batch = runner.pool().threads() * 2;
@@ -129,30 +149,75 @@ pub fn verify(request: &VerifyRequest, common: &Common) -> Result<(), Error> {
             let q = runner.run(b.model, &b.segment, y.feeds, None)?;
             Ok::<_, Error>((x.labels, x.classes, kind, p, q))
         });
-        for result in results {
+        for (i, result) in results.into_iter().enumerate() {
             let (labels, classes, kind, p, q) = result?;
-            metrics.add(floats(&p[0])?, floats(&q[0])?, &labels, kind.as_deref())?;
+            let judged = |error: crate::data::Error| error.in_sample(&a.samples.name(start + i));
+            let logits = (floats(&p[0], logits_name)?, floats(&q[0], logits_name)?);
+            metrics.add(logits.0, logits.1, &labels, kind.as_deref()).map_err(judged)?;
             for (i, (name, ..)) in shared.iter().enumerate() {
                 let width = rows[i].map_or(1, |r| r.inner).max(1);
-                let values = floats(&p[i + 1])?;
+                // The graph need not declare types.
+                let (Ok(values), Ok(other)) = (floats(&p[i + 1], name), floats(&q[i + 1], name)) else { continue };
                 let per_row: Vec<Class> =
                     (0..values.len() / width).map(|row| class_of(rows[i], row, &classes)).collect();
-                blocks.entry(name).or_default().add(values, floats(&q[i + 1])?, &per_row)?;
+                blocks.entry(name).or_default().add(values, other, &per_row).map_err(judged)?;
             }
         }
         progress.step("samples", (start + batch).min(count), count);
     }
-    report(request, &metrics, &blocks, common)
+    drop(progress);
+    report(request, &metrics, &blocks, int8_layers(&quantized.model), common)
 }
 
-fn floats(array: &Array) -> Result<&[f32], Error> {
-    array.as_f32().map_err(|e| Error::Usage(format!("a compared value is not a float: {e}")))
+/// Where both graphs have a value of the same name between their blocks, each block once: views of a value that is there
+/// already say nothing new.
+fn blocks_of(fp: &Graph, necks: &[ValueId], logits: ValueId, quantized: &Graph) -> Vec<(String, ValueId, ValueId)> {
+    let mut seen = vec![behind_views(fp, logits)];
+    let mut blocks = Vec::new();
+    for &neck in necks {
+        let float = match &fp.value(neck).ty {
+            Some(Type::Tensor(dtype, _)) => dtype.is_float(),
+            _ => true,
+        };
+        let value = behind_views(fp, neck);
+        let name = fp.name(neck);
+        if let (true, false, Some(other)) = (float, seen.contains(&value), quantized.find(name)) {
+            seen.push(value);
+            blocks.push((name.to_owned(), neck, other));
+        }
+    }
+    blocks
+}
+
+/// The value that a value shows in another shape or type.
+fn behind_views(graph: &Graph, mut value: ValueId) -> ValueId {
+    while let Some((node, _)) = graph.producer(value) {
+        let node = graph.node(node);
+        match node.input(0).filter(|_| is_view(node)) {
+            Some(input) => value = input,
+            None => break,
+        }
+    }
+    value
+}
+
+/// How many layers of a model ask onnxruntime for int8 activations.
+fn int8_layers(model: &Model) -> usize {
+    let graphs = model.graph_paths();
+    let graphs = graphs.iter().filter_map(|path| model.graph_at(path));
+    graphs.map(|graph| graph.nodes().filter(|(_, node)| node.int("accuracy_level", 0) == 4).count()).sum()
+}
+
+fn floats<'a>(array: &'a Array, name: &str) -> Result<&'a [f32], crate::data::Error> {
+    let refuse = |_| crate::data::Error::Logits(format!("`{name}` holds {}, expected floats", array.dtype));
+    array.as_f32().map_err(refuse)
 }
 
 fn report(
     request: &VerifyRequest,
     metrics: &Metrics,
     blocks: &IndexMap<&str, BlockError>,
+    int8: usize,
     common: &Common,
 ) -> Result<(), Error> {
     let summary = metrics.summary().ok_or_else(|| Error::Content {
@@ -175,21 +240,37 @@ fn report(
             "blocks": blocks,
             "samples": metrics.samples,
             "unsupervised": metrics.unsupervised,
+            "int8_layers": int8,
         });
         return print(&format!("{document:#}"));
     }
     let mut lines = vec![format!("{} samples, {} supervised tokens", summary.samples, summary.tokens)];
-    let row = |name: &str, e: &Estimate| format!("{name:<34} {:>10.5} +- {:.5}", e.mean, e.se);
-    lines.push(row("answer cross-entropy, original", &summary.ce_fp));
-    lines.push(row("answer cross-entropy, quantized", &summary.ce_q));
-    lines.push(row("difference (paired)", &summary.d_ce));
-    lines.push(row("KL(original || quantized)", &summary.kl));
-    lines.push(row("top-1 flips", &summary.flips));
-    lines.push(row("exact match, original", &summary.exact_fp));
-    lines.push(row("exact match, quantized", &summary.exact_q));
-    lines.push(row("difference (paired)", &summary.d_exact));
+    let row = |name: &str, e: &Estimate, samples: usize| {
+        // One sample has no spread.
+        let se = if samples > 1 { format!("{:.5}", e.se) } else { "n/a".to_owned() };
+        format!("{name:<34} {:>10.5} +- {se}", e.mean)
+    };
+    for (name, estimate) in [
+        ("answer cross-entropy, original", &summary.ce_fp),
+        ("answer cross-entropy, quantized", &summary.ce_q),
+        ("difference (paired)", &summary.d_ce),
+        ("KL(original || quantized)", &summary.kl),
+        ("top-1 flips", &summary.flips),
+        ("exact match, original", &summary.exact_fp),
+        ("exact match, quantized", &summary.exact_q),
+        ("difference (paired)", &summary.d_exact),
+    ] {
+        lines.push(row(name, estimate, summary.samples));
+    }
     for (kind, part) in by_kind.iter().filter_map(|(k, s)| Some((k, s.as_ref()?))) {
-        lines.push(row(&format!("difference of cross-entropy, {kind}"), &part.d_ce));
+        let name = format!("difference of cross-entropy, {kind}");
+        lines.push(format!("{}  n = {}", row(&name, &part.d_ce, part.samples), part.samples));
+    }
+    if int8 > 0 {
+        lines.push(format!(
+            "note: {int8} layers ask onnxruntime for int8 activations (accuracy_level 4), which are coarser; this comparison \
+             computes them in f32"
+        ));
     }
     if metrics.unsupervised > 0 {
         lines.push(format!("{} samples without supervised tokens left out", metrics.unsupervised));

@@ -2,7 +2,7 @@
 
 use indexmap::IndexMap;
 use mbqc_passes::array::{Array, Buf, Compute};
-use mbqc_passes::ir::{DType, Dim, Graph, Type};
+use mbqc_passes::ir::{DType, Dim, Graph, Type, ValueId};
 
 use super::Error;
 use super::processor::Processor;
@@ -23,19 +23,25 @@ impl InputSpec {
     /// The inputs of a graph, in order. Inputs without a declared tensor type are an error.
     pub fn of_graph(graph: &Graph) -> Result<Vec<InputSpec>, Error> {
         let each = graph.inputs().iter().map(|&id| {
-            let name = graph.name(id).to_owned();
-            match &graph.value(id).ty {
-                Some(Type::Tensor(dtype, dims)) => Ok(InputSpec { name, dtype: *dtype, dims: dims.clone() }),
-                Some(Type::Other) | None => Err(Error::Input {
-                    sample: "-".to_owned(),
-                    input: name,
-                    declared: "no tensor type".to_owned(),
-                    reason: "only tensors can be given".to_owned(),
-                    holds: "-".to_owned(),
-                }),
-            }
+            InputSpec::of(graph, id).ok_or_else(|| Error::Input {
+                sample: "-".to_owned(),
+                input: graph.name(id).to_owned(),
+                declared: "no tensor type".to_owned(),
+                reason: "only tensors can be given".to_owned(),
+                holds: "-".to_owned(),
+            })
         });
         each.collect()
+    }
+
+    /// What is declared about a value; `None` when it is no tensor or nothing is.
+    pub fn of(graph: &Graph, id: ValueId) -> Option<InputSpec> {
+        match &graph.value(id).ty {
+            Some(Type::Tensor(dtype, dims)) => {
+                Some(InputSpec { name: graph.name(id).to_owned(), dtype: *dtype, dims: dims.clone() })
+            }
+            Some(Type::Other) | None => None,
+        }
     }
 
     /// Type and shape in words, such as `int64[batch, 8]`.
@@ -83,13 +89,30 @@ pub fn bind(sample: &Sample, inputs: &[InputSpec], extras: Extras<'_>) -> Result
 
 fn one(sample: &Sample, input: &InputSpec, extras: Extras<'_>) -> Result<Array, String> {
     let computed = extras.computed.and_then(|arrays| arrays.get(&input.name));
-    let array = match computed.or_else(|| sample.arrays.get(&input.name)) {
+    let saved = || sample.arrays.get(&input.name).or_else(|| sample.arrays.get(other_name(&input.name)?));
+    let array = match computed.or_else(saved) {
         Some(array) => array.clone(),
         None => made_up(sample, input, extras)?,
     };
     let array = cast(&arranged(array, input), input.dtype)?;
-    check_shape(&array, input)?;
+    check_shape(&array, input).map_err(|(reason, axis)| reason + hint(input, &array, axis))?;
     Ok(array)
+}
+
+/// An array as an input declares it: cast to its type where nothing is lost, its shape checked.
+pub fn fit(array: &Array, input: &InputSpec) -> Result<Array, String> {
+    let array = cast(array, input.dtype)?;
+    check_shape(&array, input).map_err(|(reason, _)| reason)?;
+    Ok(array)
+}
+
+/// The other name under which exporters know an input.
+fn other_name(name: &str) -> Option<&'static str> {
+    match name {
+        "grid_thw" => Some("image_grid_thw"),
+        "image_grid_thw" => Some("grid_thw"),
+        _ => None,
+    }
 }
 
 fn made_up(sample: &Sample, input: &InputSpec, extras: Extras<'_>) -> Result<Array, String> {
@@ -167,47 +190,58 @@ fn empty_cache(input: &InputSpec) -> Result<Array, String> {
     Ok(Array::f32(shape, vec![0.0; count]))
 }
 
-/// Arrangements that differ only in axes of size 1: pictures with or without an axis for several of them, and positions
-/// along several axes, `[1, 3, T]` in a data set, `[3, 1, T]` in a graph.
+/// Arrangements that differ only in axes of size 1: pictures with or without an axis for several of them, positions along
+/// several axes, `[1, 3, T]` in a data set, `[3, 1, T]` in a graph, and in general an axis for the sample where the graph
+/// has none (the patches of one sample, `[1, patches, width]`), or none where the graph has one for the batch.
 fn arranged(array: Array, input: &InputSpec) -> Array {
     let Some(dims) = &input.dims else { return array };
     let shape = array.shape.as_slice();
     let shape = match (input.name.as_str(), dims.len(), shape) {
         ("pixel_values", 5, [_, _, _, _]) => std::iter::once(1).chain(shape.iter().copied()).collect(),
         ("pixel_values", 4, [1, rest @ ..]) if rest.len() == 4 => rest.to_vec(),
-        ("position_ids", 3, [1, axes, tokens]) if *axes > 1 => vec![*axes, 1, *tokens],
+        ("position_ids", 3, [1, axes, tokens] | [axes, tokens]) if *axes > 1 => vec![*axes, 1, *tokens],
         (_, 0, [1]) => vec![],
         (_, 1, []) => vec![1],
+        (_, rank, [1, rest @ ..]) if rest.len() == rank => rest.to_vec(),
+        (_, rank, [first, ..])
+            if *first != 1 && rank == shape.len() + 1 && !matches!(dims[0], Dim::Size(size) if size != 1) =>
+        {
+            std::iter::once(1).chain(shape.iter().copied()).collect()
+        }
         _ => return array,
     };
     array.reshaped(shape).unwrap_or(array)
 }
 
-fn check_shape(array: &Array, input: &InputSpec) -> Result<(), String> {
+/// What is wrong with a shape, and along which axis.
+fn check_shape(array: &Array, input: &InputSpec) -> Result<(), (String, Option<usize>)> {
     let Some(dims) = &input.dims else { return Ok(()) };
     let found = &array.shape;
     if dims.len() != found.len() {
-        return Err(format!("found shape {found:?} of rank {}, expected rank {}", found.len(), dims.len()));
+        return Err((format!("found shape {found:?} of rank {}, expected rank {}", found.len(), dims.len()), None));
     }
     for (axis, (dim, &size)) in dims.iter().zip(found).enumerate() {
-        let Dim::Size(expected) = dim else { continue };
-        if *expected == size {
-            continue;
+        if let Dim::Size(expected) = dim
+            && *expected != size
+        {
+            return Err((format!("found shape {found:?}, expected {expected} along axis {axis}"), Some(axis)));
         }
-        let mut reason = format!("found shape {found:?}, expected {expected} along axis {axis}");
-        match (input.name.as_str(), axis) {
-            ("pixel_values", axis) if axis + 2 >= found.len() => {
-                reason.push_str("; the pictures must have the size the model was exported for");
-            }
-            ("input_ids" | "inputs_embeds" | "attention_mask" | "position_ids", 1) => {
-                reason.push_str("; the model is exported for this number of tokens: export it with a symbolic length");
-            }
-            (_, 0) => reason.push_str("; samples are given one at a time: export the model with a symbolic batch or 1"),
-            _ => {}
-        }
-        return Err(reason);
     }
     Ok(())
+}
+
+/// The way out for a sample of a data set.
+fn hint(input: &InputSpec, array: &Array, axis: Option<usize>) -> &'static str {
+    match (input.name.as_str(), axis) {
+        ("pixel_values", Some(axis)) if axis + 2 >= array.rank() => {
+            "; the pictures must have the size the model was exported for"
+        }
+        ("input_ids" | "inputs_embeds" | "attention_mask" | "position_ids", Some(1)) => {
+            "; the model is exported for this number of tokens: export it with a symbolic length"
+        }
+        (_, Some(0)) => "; samples are given one at a time: export the model with a symbolic batch or 1",
+        _ => "",
+    }
 }
 
 /// The array under another type. Whole numbers must fit; floats are rounded to 16 bits where declared.

@@ -95,6 +95,21 @@ pub enum Error {
 }
 
 impl Error {
+    /// The same about one sample of a set.
+    pub(crate) fn in_sample(self, sample: &str) -> Error {
+        Error::Sample { sample: sample.to_owned(), reason: self.to_string() }
+    }
+
+    /// The same for a file that was to become `path`.
+    pub(crate) fn elsewhere(mut self, path: &Path) -> Error {
+        if let Error::Io { path: at, .. } | Error::Array { path: at, .. } | Error::Container { path: at, .. } =
+            &mut self
+        {
+            path.clone_into(at);
+        }
+        self
+    }
+
     fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Error + '_ {
         move |source| Error::Io { path: path.to_owned(), source: crate::error::plain(source) }
     }

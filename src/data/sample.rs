@@ -58,7 +58,7 @@ impl Sample {
         if each.is_empty() { "no arrays".to_owned() } else { each.join(", ") }
     }
 
-    pub(super) fn error(&self, reason: String) -> Error {
+    pub(crate) fn error(&self, reason: String) -> Error {
         Error::Sample { sample: self.name.clone(), reason }
     }
 
@@ -169,7 +169,7 @@ fn kept(valid: &[bool]) -> Result<Range<usize>, String> {
 fn token_axis(name: &str, array: &Array, tokens: usize) -> Option<usize> {
     let axis = match (array.rank(), name) {
         (2, _) => 1,
-        (3, "position_ids") => 2,
+        (3.., "position_ids") => array.rank() - 1,
         (3, name) if name.contains("embeds") => 1,
         _ => return None,
     };

@@ -73,6 +73,15 @@ impl Set {
         self.len() == 0
     }
 
+    /// What messages call sample `index`: the name of its file, or its index.
+    pub fn name(&self, index: usize) -> String {
+        let file = match &self.store {
+            Store::Bundle { .. } => None,
+            Store::Files(files) => files.get(index).and_then(|path| path.file_name()),
+        };
+        file.map_or_else(|| index.to_string(), |name| name.to_string_lossy().into_owned())
+    }
+
     /// Sample `index`, padding cut off.
     pub fn sample(&self, index: usize) -> Result<Sample, Error> {
         let beyond = || Error::Set {
@@ -86,7 +95,7 @@ impl Set {
                 }
                 let each = arrays.iter().map(|(name, npy)| (name, npy.entry(index).unwrap_or_else(|| npy.clone())));
                 let arrays = each.map(|(name, npy)| (name.clone(), npy)).collect();
-                Sample::new(index.to_string(), &arrays)
+                Sample::new(self.name(index), &arrays)
             }
             Store::Files(files) => {
                 let path = files.get(index).ok_or_else(beyond)?;
@@ -99,8 +108,7 @@ impl Set {
                             wide.map_err(|source| Error::Array { path: path.clone(), array: name.clone(), source })?;
                     }
                 }
-                let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-                Sample::new(name, &arrays)
+                Sample::new(self.name(index), &arrays)
             }
         }
     }

@@ -1,10 +1,13 @@
 //! The coverage table that ends every compilation: every use of a weight, quantized or skipped with its reason.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 
 use indexmap::IndexMap;
-use mbqc_kernels::Spec;
-use mbqc_passes::plan::{Plan, SkipKind, Skipped};
+use mbqc_kernels::FORMATS;
+use mbqc_passes::facts::sites::Survey;
+use mbqc_passes::ir::{Graph, GraphPath, Model, Node, NodeId};
+use mbqc_passes::plan::{Plan, SkipKind, Skipped, path_text};
 use serde::Serialize;
 
 /// One line of the table.
@@ -32,23 +35,31 @@ pub struct Coverage {
 }
 
 impl Coverage {
-    /// Of a plan; `bytes_of` answers the stored size of a weight.
-    pub fn of(plan: &Plan, bytes_of: impl Fn(&str) -> usize) -> Coverage {
+    /// Of a plan and the model it was applied to. Bytes are those of the constants, each counted once however many layers
+    /// read it.
+    pub fn of(plan: &Plan, survey: &Survey, result: &Model) -> Coverage {
         let mut coverage = Coverage::default();
+        let before: HashMap<&str, usize> =
+            survey.sites.iter().map(|s| (s.weight.name.as_str(), s.weight.tensor.stored_bytes())).collect();
+        let packed = Packed::of(result);
+        let (mut weights, mut kept, mut constants) = (HashSet::new(), HashSet::new(), HashSet::new());
         for recipe in &plan.recipes {
             let line = coverage.quantized.entry(recipe.format.clone()).or_default();
             line.layers += 1;
-            line.weights += recipe.n * recipe.k;
-            line.before += bytes_of(&recipe.weight);
-            if let Ok(spec) = recipe.format.parse::<Spec>() {
-                line.after += stored_bytes(recipe.n, recipe.k, spec);
+            if weights.insert(&recipe.weight) {
+                line.weights += recipe.n * recipe.k;
+                line.before += before.get(recipe.weight.as_str()).copied().unwrap_or(0);
+            }
+            for (place, bytes) in packed.constants(&recipe.site) {
+                line.after += if constants.insert(place) { bytes } else { 0 };
             }
         }
-        for Skipped { reason, bytes, kind, .. } in &plan.skipped {
+        for Skipped { reason, weight, bytes, kind, .. } in &plan.skipped {
             let line = coverage.skipped.entry(reason.clone()).or_default();
             line.layers += 1;
-            line.before += bytes;
-            line.after += bytes;
+            // A table that is shared with a quantized layer stays, too.
+            line.before += if weights.insert(weight) { *bytes } else { 0 };
+            line.after += if kept.insert(weight) { *bytes } else { 0 };
             coverage.unsupported += usize::from(*kind == SkipKind::Unsupported);
         }
         coverage
@@ -90,10 +101,56 @@ impl Coverage {
     }
 }
 
-/// Bytes of a packed weight with f16 scales and packed zero points.
-fn stored_bytes(n: usize, k: usize, spec: Spec) -> usize {
-    let groups = k.div_ceil(spec.group);
-    let bits = spec.format.bits as usize;
-    let zero_bits = if bits == 3 { 4 } else { bits };
-    n * (groups * spec.group * bits / 8 + groups * 2 + (groups * zero_bits).div_ceil(8))
+/// The quantized layers of a model, by the value they compute.
+struct Packed<'a> {
+    model: &'a Model,
+    /// Graph and producer of every value, by the way to the graph and the value's name.
+    producers: HashMap<String, (GraphPath, NodeId)>,
+}
+
+impl<'a> Packed<'a> {
+    fn of(model: &'a Model) -> Packed<'a> {
+        let mut producers = HashMap::new();
+        for path in model.graph_paths() {
+            let (Some(graph), way) = (model.graph_at(&path), path_text(model, &path)) else { continue };
+            for (id, node) in graph.nodes() {
+                for &output in node.outputs.iter().flatten() {
+                    producers.insert(format!("{way}{}", graph.name(output)), (path.clone(), id));
+                }
+            }
+        }
+        Packed { model, producers }
+    }
+
+    /// The constants of the layer with this key, with their bytes: codes, scales, zero points.
+    fn constants(&self, site: &str) -> Vec<((GraphPath, String), usize)> {
+        let Some((path, id)) = self.producers.get(site) else { return Vec::new() };
+        let Some(graph) = self.model.graph_at(path) else { return Vec::new() };
+        let Some(node) = quantized_behind(graph, *id, 3) else { return Vec::new() };
+        let names = node.inputs.iter().skip(1).take(3).flatten().map(|&value| graph.name(value));
+        names.filter_map(|name| self.constant(path, name)).collect()
+    }
+
+    /// The constant with this name, here or in a surrounding graph.
+    fn constant(&self, path: &GraphPath, name: &str) -> Option<((GraphPath, String), usize)> {
+        let mut path = path.clone();
+        loop {
+            let graph = self.model.graph_at(&path)?;
+            if let Some(tensor) = graph.find(name).and_then(|value| graph.constant(value)) {
+                return Some(((path, name.to_owned()), tensor.stored_bytes()));
+            }
+            path.pop()?;
+        }
+    }
+}
+
+/// The quantized node at `id` or a few steps before it, where a bias or a transposition follows the product.
+fn quantized_behind(graph: &Graph, id: NodeId, steps: usize) -> Option<&Node> {
+    let node = graph.node(id);
+    if FORMATS.iter().any(|format| format.schema.domain == node.domain && format.schema.op == node.op) {
+        return Some(node);
+    }
+    let steps = steps.checked_sub(1)?;
+    let producers = node.inputs.iter().flatten().filter_map(|&value| graph.producer(value));
+    producers.map(|(producer, _)| producer).find_map(|producer| quantized_behind(graph, producer, steps))
 }

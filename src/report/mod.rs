@@ -17,3 +17,9 @@ pub fn print(text: &str) -> Result<(), Error> {
         _ => Ok(()),
     }
 }
+
+/// Tells something on standard error: the only place that does. Nobody listening is no error.
+pub fn tell(text: &str) {
+    let mut err = std::io::stderr().lock();
+    let _ = writeln!(err, "{text}").and_then(|()| err.flush());
+}

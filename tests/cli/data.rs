@@ -22,7 +22,19 @@ fn data_that_does_not_fit() -> Outcome {
     place.data("few_labels.npz", &good_but("labels", ids([2, 6], vec![1; 12])))?;
     place.data("flat_ids.npz", &good_but("input_ids", Some(Array::i64([3], vec![1; 3]))))?;
     place.data("far_ids.npz", &good_but("input_ids", ids([3, 6], vec![64; 18])))?;
-    place.data("far_labels.npz", &good_but("labels", ids([3, 6], vec![64; 18])))?;
+    let mut far = vec![-100; 18];
+    far[9..12].fill(64);
+    place.data("far_labels.npz", &good_but("labels", ids([3, 6], far)))?;
+    let mut negative = vec![1; 18];
+    negative[8] = -1;
+    place.data("negative_ids.npz", &good_but("input_ids", ids([3, 6], negative)))?;
+    let shifted = |i: i64| if i % 6 >= 3 && i % 6 < 5 { (i + 1) * 7 % 64 } else { -100 };
+    place.data("shifted.npz", &good_but("labels", ids([3, 6], (0..18).map(shifted).collect())))?;
+    let both = (0..18).map(|i| i64::from(i % 6 < 4)).collect();
+    place.data("both.npz", &good_but("vision_mask", ids([3, 6], both)))?;
+    let mut hole = good();
+    hole.push(("weights", Array::f32([3, 1], vec![1.0, f32::NAN, 1.0])));
+    place.data("nan.npz", &hole)?;
     place.data("no_answers.npz", &good_but("labels", ids([3, 6], vec![-100; 18])))?;
     place.data("no_labels.npz", &good_but("labels", None))?;
     place.data("empty.npz", &[])?;
@@ -38,6 +50,10 @@ fn data_that_does_not_fit() -> Outcome {
         "flat_ids",
         "far_ids",
         "far_labels",
+        "negative_ids",
+        "shifted",
+        "both",
+        "nan",
         "no_answers",
         "no_labels",
         "empty",

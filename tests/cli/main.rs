@@ -5,12 +5,19 @@
 
 mod commands;
 mod data;
+mod exports;
+mod folders;
 mod inspect;
+mod interrupted;
+mod merge;
 mod models;
 mod options;
 mod outputs;
+mod overwriting;
 mod place;
 mod plans;
+#[path = "../support/mod.rs"]
+mod support;
 mod threads;
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;

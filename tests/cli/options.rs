@@ -22,6 +22,8 @@ fn unknown_words() -> Outcome {
         told += &place.refused(2, &format!("m.onnx -o out.onnx {options}"));
     }
     told += &place.refused(2, "explain nothing");
+    let globs = place.refused(2, "m.onnx -o out.onnx --include up down");
+    assert!(globs.contains("repeat the option"), "{globs}");
     told += &place.refused(2, "inspect m.onnx --diff folder");
     insta::assert_snapshot!(told);
     // These are clap's words; only the exit code is ours.
@@ -30,5 +32,26 @@ fn unknown_words() -> Outcome {
     {
         assert_eq!(place.run(arguments).code, Some(2), "mbqc {arguments}");
     }
+    Ok(())
+}
+
+/// Options that have no effect are told, and nothing else changes.
+#[test]
+fn idle_options() -> Outcome {
+    let place = Place::with_tiny()?;
+    let mut told = String::new();
+    for options in [
+        "--samples 2 --image-token-id 3 --answer-rows shifted",
+        "--method rtn --calib calib.npz",
+        "--method awq --calib calib.npz --floor none",
+        "--target ort --fallback none",
+    ] {
+        let arguments = format!("m.onnx -o out.onnx --format w4g32 --dry-run {options}");
+        let ran = place.run(&arguments);
+        assert_eq!(ran.code, Some(0), "{arguments}: {ran}");
+        let warnings: String = ran.err.lines().filter(|l| l.contains("warning")).map(|l| format!("{l}\n")).collect();
+        told += &format!("$ mbqc {arguments}\n{warnings}\n");
+    }
+    insta::assert_snapshot!(told);
     Ok(())
 }

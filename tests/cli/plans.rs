@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use mbqc::onnx::Placement;
+use mbqc_passes::ir::text::parse;
 use serde_json::Value;
 
 use super::Outcome;
@@ -29,14 +31,57 @@ fn plans_that_do_not_fit() -> Outcome {
     edited("group.json", &|p| p["recipes"][0]["group"] = 77.into())?;
     edited("scale.json", &|p| p["groups"][0]["scale"] = vec![1.0; 3].into())?;
     edited("nan.json", &|p| p["groups"][0]["scale"] = vec![0.0; 32].into())?;
+    edited("twice.json", &|p| p["recipes"][1] = p["recipes"][0].clone())?;
+    edited("nobody.json", &|p| p["groups"][1]["scale"] = vec![2.0; 64].into())?;
+    edited("field.json", &|p| p["recipes"][0]["fromat"] = "w3g32".into())?;
+    edited("empty.json", &|p| p["recipes"] = Value::Array(Vec::new()))?;
     let mut told = String::new();
-    for name in ["missing", "words", "cut", "version", "site", "size", "format", "group", "scale", "nan"] {
+    for name in [
+        "missing", "words", "cut", "version", "site", "size", "format", "group", "scale", "nan", "twice", "nobody",
+        "field",
+    ] {
         told += &place.refused(1, &format!("apply m.onnx --plan {name}.json -o out.onnx"));
     }
     told += &place.refused(1, "apply other.onnx --plan plan.json -o out.onnx");
-    told += &place.refused(1, "apply m.onnx --plan plan.json -o m.onnx");
+    told += &place.refused(3, "apply m.onnx --plan empty.json -o out.onnx");
     let other = mbqc::stamp::file_hash(&place.path("other.onnx"))?;
     insta::assert_snapshot!(told.replace(&source, "SHA256-OF-M").replace(&other, "SHA256-OF-OTHER"));
+    Ok(())
+}
+
+/// The plan knows the weights it was made for, wherever they lie.
+#[test]
+fn weights_in_data_files_are_part_of_the_model() -> Outcome {
+    let place = Place::new()?;
+    let model = parse(&tiny("[last] last = Identity (r)"))?;
+    place.write("ext.onnx", &model, Placement::External)?;
+    let made = place.run("ext.onnx -o q.onnx --format w3g32 --dry-run --plan-out plan.json");
+    assert_eq!(made.code, Some(0), "{made}");
+    let fits = place.run("apply ext.onnx --plan plan.json -o q.onnx");
+    assert_eq!(fits.code, Some(0), "{fits}");
+    let mut data = fs::read(place.path("ext.onnx.data"))?;
+    data[0] ^= 1;
+    fs::write(place.path("ext.onnx.data"), data)?;
+    let told = place.refused(1, "apply ext.onnx --plan plan.json -o other.onnx");
+    assert!(told.contains("the plan was made for a model with SHA-256"), "{told}");
+    Ok(())
+}
+
+/// A data file that the new model does not use goes when it was ours, and stays when it was not.
+#[test]
+fn data_files_that_are_left_over() -> Outcome {
+    let place = Place::with_tiny()?;
+    let model = parse(&tiny("[last] last = Identity (r)"))?;
+    place.write("ext.onnx", &model, Placement::External)?;
+    let first = place.run("ext.onnx -o q.onnx --format w3g32");
+    assert!(first.code == Some(0) && place.path("q.onnx.data").is_file(), "{first}");
+    let ours = place.run("m.onnx -o q.onnx --format w3g32");
+    assert!(ours.code == Some(0) && !place.path("q.onnx.data").exists(), "{ours}");
+    assert!(ours.err.contains("removed q.onnx.data"), "{ours}");
+    fs::write(place.path("q.onnx.data"), "not ours")?;
+    let foreign = place.run("m.onnx -o q.onnx --format w3g32");
+    assert!(foreign.code == Some(0) && place.path("q.onnx.data").is_file(), "{foreign}");
+    assert!(foreign.err.contains("warning: q.onnx.data does not belong"), "{foreign}");
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::fs;
 use std::path::Path;
 
-use mbqc::calibration::{DataSamples, Frontend, image_token};
+use mbqc::calibration::{Data, DataSamples, Frontend, image_token};
 use mbqc::onnx;
 use mbqc_kernels::Pool;
 use mbqc_passes::array::Compute;
@@ -56,9 +56,17 @@ fn two_workers_really_calibrate() -> Outcome {
     let first = |(_, site): &(usize, &Site)| site.name.starts_with("model.layers.0.");
     let sites = survey.sites.iter().enumerate().filter(first);
     let chosen = sites.map(|(site, _)| Chosen { site, spec }).collect();
-    let (none, shift) = (Frontend::none(), MaskShift::Shifted);
     let image = image_token(None, &model.graph, &folder)?;
-    let samples = DataSamples::open(&folder.join("calib.npz"), &folder, &runner, &model, none, image, shift, Some(2))?;
+    let data = Data {
+        path: &folder.join("calib.npz"),
+        folder: &folder,
+        image,
+        shift: MaskShift::Shifted,
+        limit: Some(2),
+        classes: true,
+        logits: None,
+    };
+    let samples = DataSamples::open(&data, &runner, &model, Frontend::none())?;
     let most = Cell::new(0);
     let progress = |_: &str, _: usize, _: usize| most.set(most.get().max(runner.pool().workers_used()));
     let prepared = decide(&Request {

@@ -15,7 +15,7 @@ use mbqc_passes::run::Walk;
 use serde_json::json;
 
 use crate::Error;
-use crate::calibration::{DataSamples, Frontend, ImageToken, class_name, image_token};
+use crate::calibration::{Data, DataSamples, Frontend, ImageToken, class_name, image_token};
 use crate::cli::Common;
 use crate::data::Class;
 use crate::folder::Folder;
@@ -172,11 +172,19 @@ fn trace(
     for part in &opened.parts {
         let model = &part.file.model;
         let frontend = match part.role {
-            DECODER => Frontend::of(&runner, opened.model(VISION), opened.model(EMBED))?,
+            DECODER => Frontend::of(opened.model(VISION), opened.model(EMBED)),
             _ => Frontend::none(),
         };
-        let shift = MaskShift::Shifted;
-        let samples = DataSamples::open(data, &opened.folder, &runner, model, frontend, image, shift, Some(1))?;
+        let data = Data {
+            path: data,
+            folder: &opened.folder,
+            image,
+            shift: MaskShift::Shifted,
+            limit: Some(1),
+            classes: true,
+            logits: None,
+        };
+        let samples = DataSamples::open(&data, &runner, model, frontend)?;
         let (sample, _) = samples.load(0)?;
         let tokens = sample.classes.len();
         let census = text::Census {
@@ -185,7 +193,7 @@ fn trace(
                 .iter()
                 .map(|&class| (class_name(class), sample.classes.iter().filter(|&&c| c == class).count()))
                 .collect(),
-            data: data.display().to_string(),
+            data: data.path.display().to_string(),
         };
         let wanted: Vec<ValueId> = model.graph.outputs().to_vec();
         let rows = trace_rows(&runner, model, sample.feeds, &wanted, tokens)?;

@@ -1,0 +1,190 @@
+//! From options to a method, a format per layer, and reasons for the rest.
+
+use std::path::Path;
+
+use globset::{Glob, GlobSet, GlobSetBuilder};
+use indexmap::IndexMap;
+use mbqc_kernels::Spec;
+use mbqc_passes::facts::sites::{Survey, Tower};
+use mbqc_passes::ir::Model;
+use mbqc_passes::method::driver::Chosen;
+use mbqc_passes::method::{self, Floor, MaskShift, Method};
+use mbqc_passes::plan::{RangeRule, ScaleRule, SkipKind, Skipped};
+use mbqc_passes::rewrite::apply::can_apply;
+
+use crate::Error;
+use crate::cli::{AnswerRowsArg, Compile, FloorArg, RangeArg, ScalesArg, TargetArg};
+use crate::report::progress::Progress;
+
+/// Tells which options have no effect, because nothing they speak of happens.
+pub(super) fn tell_idle_options(options: &Compile, method: &Method, progress: &Progress) {
+    let switches = &options.switches;
+    let of_data = [
+        ("--calib", options.calib.is_some()),
+        ("--samples", options.samples.is_some()),
+        ("--search-samples", options.search_samples.is_some()),
+        ("--image-token-id", options.image_token_id.is_some()),
+        ("--logits", options.logits.is_some()),
+        ("--answer-rows", switches.answer_rows.is_some()),
+        ("--floor", switches.floor.is_some()),
+        ("--half-casts", switches.half_casts.is_some()),
+    ];
+    let of_gradients = [("--answer-rows", switches.answer_rows.is_some()), ("--floor", switches.floor.is_some())];
+    let (all, why): (&[(&str, bool)], &str) = match (method.needs_data(), method.needs_gradients()) {
+        (false, _) => (&of_data, "uses no calibration data"),
+        (true, false) => (&of_gradients, "counts all rows alike"),
+        (true, true) => (&[], ""),
+    };
+    let idle: Vec<&str> = all.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
+    if !idle.is_empty() {
+        progress.say(&format!("warning: without effect, because method {} {why}: {}", method.name, idle.join(", ")));
+    }
+    if options.emit.target == TargetArg::Ort && options.emit.fallback.is_some() {
+        progress.say("warning: without effect, because --target ort writes no operator that needs a body: --fallback");
+    }
+}
+
+pub(super) fn pick_method(options: &Compile, progress: &Progress) -> Result<Method, Error> {
+    let name = match (&options.method, &options.calib) {
+        (Some(name), _) => name.as_str(),
+        (None, Some(_)) => "mbq",
+        (None, None) => {
+            progress.say(
+                "no calibration data: ranges are searched data-free. Pass --calib DATA.npz for modality-balanced \
+                 quantization (see README, calibration data)",
+            );
+            "range"
+        }
+    };
+    let names = || method::METHODS.iter().map(|m| m.name).collect::<Vec<_>>().join(", ");
+    let method =
+        method::find(name).ok_or_else(|| Error::Usage(format!("no method `{name}`; there are {}", names())))?;
+    if method.needs_data() && options.calib.is_none() {
+        return Err(Error::Usage(format!("method {name} needs calibration data; pass --calib, or --method range")));
+    }
+    let mut method = method.clone();
+    let switches = &options.switches;
+    if let Some(rows) = switches.answer_rows {
+        method.shift = match rows {
+            AnswerRowsArg::Shifted => MaskShift::Shifted,
+            AnswerRowsArg::Unshifted => MaskShift::Unshifted,
+        };
+    }
+    if let Some(floor) = switches.floor {
+        method.floor = match floor {
+            FloorArg::None => Floor::None,
+            FloorArg::Median => Floor::Median,
+            FloorArg::MedianLive => Floor::MedianLive,
+        };
+    }
+    if let Some(range) = switches.range {
+        method.range = match range {
+            RangeArg::MinMax => RangeRule::MinMax,
+            RangeArg::IncludeZero => RangeRule::IncludeZero,
+            RangeArg::Search => RangeRule::Search,
+        };
+    }
+    if let Some(scales) = switches.scales {
+        method.scales = match scales {
+            ScalesArg::Stored => ScaleRule::Stored,
+            ScalesArg::F32 => ScaleRule::F32,
+        };
+    }
+    Ok(method)
+}
+
+fn parse_spec(text: &str) -> Result<Option<Spec>, Error> {
+    if text == "none" {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|e: mbqc_kernels::Error| Error::Usage(e.to_string()))
+}
+
+fn globs(patterns: &[String]) -> Result<GlobSet, Error> {
+    let mut set = GlobSetBuilder::new();
+    for pattern in patterns {
+        set.add(Glob::new(pattern).map_err(|e| Error::Usage(format!("glob `{pattern}`: {e}")))?);
+    }
+    set.build().map_err(|e| Error::Usage(e.to_string()))
+}
+
+/// Which layers are quantized, in which format, and why the rest is not.
+pub(super) fn choose(model: &Model, survey: &Survey, options: &Compile) -> Result<(Vec<Chosen>, Vec<Skipped>), Error> {
+    let format = parse_spec(&options.format)?;
+    let vision = parse_spec(&options.vision_format)?;
+    let head = parse_spec(&options.head_format)?;
+    let (include, exclude) = (globs(&options.include)?, globs(&options.exclude)?);
+    let mut chosen = Vec::new();
+    let mut skipped: Vec<Skipped> = survey.others.iter().map(Skipped::of_other).collect();
+    let mut matched = false;
+    for (index, site) in survey.sites.iter().enumerate() {
+        let named = |set: &GlobSet| [&site.name, &site.label, &site.weight.name].iter().any(|n| set.is_match(n));
+        let (spec, missing) = match (site.head, site.tower) {
+            (true, _) => (head, "a final projection, kept as it is (--head-format)"),
+            (false, Tower::Vision) => (vision, "vision tower, kept as it is (--vision-format)"),
+            (false, Tower::Text | Tower::Only) => (format, "--format none"),
+        };
+        matched |= named(&include);
+        let verdict = if !options.include.is_empty() && !named(&include) {
+            Err((SkipKind::Asked, "not matched by --include".to_owned()))
+        } else if named(&exclude) {
+            Err((SkipKind::Asked, "--exclude".to_owned()))
+        } else {
+            match spec {
+                None => Err((SkipKind::Asked, missing.to_owned())),
+                Some(spec) if site.k < spec.group => Err((
+                    SkipKind::Unsupported,
+                    format!("{} input channels, fewer than the group of {}; take a smaller group", site.k, spec.group),
+                )),
+                Some(spec) => can_apply(model, site).map(|()| spec).map_err(|reason| (SkipKind::Unsupported, reason)),
+            }
+        };
+        match verdict {
+            Ok(spec) => chosen.push(Chosen { site: index, spec }),
+            Err((kind, reason)) => {
+                let op = model.graph_at(&site.path).map_or_else(String::new, |g| g.node(site.node).qualified_op());
+                skipped.push(Skipped::of_site(site, &op, kind, reason));
+            }
+        }
+    }
+    if !options.include.is_empty() && !matched {
+        return Err(Error::Usage(format!(
+            "--include {} matches no layer; `mbqc inspect` lists their names",
+            options.include.join(", ")
+        )));
+    }
+    Ok((chosen, skipped))
+}
+
+/// Tells what is left alone: a line per reason, and the sum.
+pub(super) fn print_skips(skipped: &[Skipped], progress: &Progress) {
+    let mut reasons: IndexMap<&str, Vec<&Skipped>> = IndexMap::new();
+    for skip in skipped {
+        reasons.entry(&skip.reason).or_default().push(skip);
+    }
+    let mb = |all: &[&Skipped]| all.iter().map(|skip| skip.bytes).sum::<usize>() as f64 / 1e6;
+    for (reason, all) in &reasons {
+        let names: Vec<String> = all.iter().take(3).map(|skip| format!("{} `{}`", skip.op, skip.node)).collect();
+        let more = if all.len() > names.len() { ", ..." } else { "" };
+        progress.say(&format!("left: {} ({:.2} MB): {reason}: {}{more}", all.len(), mb(all), names.join(", ")));
+    }
+    if reasons.len() > 1 {
+        let all: Vec<&Skipped> = skipped.iter().collect();
+        progress.say(&format!("left: {} ({:.2} MB) in all", all.len(), mb(&all)));
+    }
+}
+
+pub(super) fn why_nothing(skipped: &[Skipped], path: &Path) -> String {
+    let all = |kind: SkipKind| !skipped.is_empty() && skipped.iter().all(|s| s.kind == kind);
+    if skipped.is_empty() {
+        format!("{} has no layers with constant weights", path.display())
+    } else if skipped.iter().any(|s| s.kind == SkipKind::Quantized)
+        && skipped.iter().all(|s| matches!(s.kind, SkipKind::Quantized | SkipKind::NotLinear | SkipKind::Asked))
+    {
+        format!("{} is already quantized; start from the original model", path.display())
+    } else if all(SkipKind::NotLinear) {
+        format!("{} has weights, but no linear layers", path.display())
+    } else {
+        format!("every linear layer of {} is left alone, for the reasons listed above", path.display())
+    }
+}
