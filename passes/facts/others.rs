@@ -5,13 +5,13 @@ use crate::plan::SkipKind;
 
 use super::places::{Places, Source};
 use super::reach::{End, Role};
-use super::sites::Other;
+use super::sites::{Other, Tower};
 
 const IN_FUNCTION: &str = "it stands in the body of a model-local function, which is kept as it is";
 const DEQUANTIZED: &str = "already quantized (the weight comes from DequantizeLinear)";
 
-/// A constant that is no weight of a site where it ends; `None` when nothing reads it. `why` is the reason that a linear
-/// layer is no site although its weight could be read.
+/// A constant that is no weight of a site where it ends; without an end where no node reads it. `why` is the reason that a linear
+/// layer is no site although its weight could be read. The tower is left for the caller.
 pub(super) fn other(places: &Places<'_>, source: &Source<'_>, end: Option<&End>, why: Option<String>) -> Other {
     let place = places.at(end.map_or(source.place, |end| end.place));
     let node = end.map_or(source.node, |end| end.node);
@@ -21,6 +21,7 @@ pub(super) fn other(places: &Places<'_>, source: &Source<'_>, end: Option<&End>,
             let called = reader.is_some_and(|node| places.called(node).is_some());
             in_words(end, reader.map(|node| (node, called)), place.function.is_some(), why)
         }
+        None if source.value.is_none() => (SkipKind::NotLinear, "a table in an attribute; kept as it is".to_owned()),
         None => (SkipKind::NotLinear, "nothing computes with it; kept as it is".to_owned()),
     };
     let output = end.filter(|_| node.is_none()).and_then(|end| place.graph.outputs().get(end.slot));
@@ -37,6 +38,7 @@ pub(super) fn other(places: &Places<'_>, source: &Source<'_>, end: Option<&End>,
         bytes: source.tensor.stored_bytes(),
         reason,
         kind,
+        tower: Tower::Only,
     }
 }
 

@@ -133,6 +133,8 @@ pub struct Other {
     pub reason: String,
     /// What kind of reason it is.
     pub kind: SkipKind,
+    /// The part of the model that the node belongs to.
+    pub tower: Tower,
 }
 
 impl Other {
@@ -189,7 +191,9 @@ pub fn survey(model: &Model) -> Result<Survey, crate::ir::Error> {
                     },
                     None => None,
                 };
-                found.others.push(other(&places, source, end.as_ref(), why));
+                let mut operands = id.into_iter().flat_map(|id| place.graph.reads(id));
+                let tower = operands.find(|&v| !place.is_constant(v)).map_or(Tower::Only, |v| towers.of_value(v));
+                found.others.push(Other { tower, ..other(&places, source, end.as_ref(), why) });
             }
         }
     }

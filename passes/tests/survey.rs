@@ -192,6 +192,20 @@ fn tables_are_listed_once_and_scales_with_their_weight() {
 }
 
 #[test]
+fn tables_in_attributes_are_listed() {
+    let numbers = vec!["1"; 256].join(", ");
+    check(
+        &one_input(
+            "float one = {1}",
+            &format!(
+                "[t] y = acme.ops.Tree <table: tensor = float[16,16] {{{numbers}}}, few: tensor = float[2,2] {{1, 2, 3, 4}}> (x)"
+            ),
+        ),
+        &["acme.ops::Tree t t.table: NotLinear, a table in an attribute; kept as it is"],
+    );
+}
+
+#[test]
 fn quantized_weights_are_listed_without_their_scales() {
     let text = one_input(
         "int8[16,16] q = [\"seed\": \"1\"], float[16,16] scales = [\"seed\": \"2\"], int8[16,16] zeros = [\"seed\": \"3\"],

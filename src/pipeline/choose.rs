@@ -115,8 +115,17 @@ pub(super) fn choose(model: &Model, survey: &Survey, options: &Compile) -> Resul
     let head = parse_spec(&options.head_format)?;
     let (include, exclude) = (globs(&options.include)?, globs(&options.exclude)?);
     let mut chosen = Vec::new();
-    let mut skipped: Vec<Skipped> = survey.others.iter().map(Skipped::of_other).collect();
+    let mut skipped = Vec::new();
     let mut matched = false;
+    for other in &survey.others {
+        let mut left = Skipped::of_other(other);
+        let named = |set: &GlobSet| [&other.label, &other.weight].iter().any(|n| set.is_match(n));
+        let asked = (options.include.is_empty() || named(&include)) && !named(&exclude);
+        if left.kind == SkipKind::Unsupported && (!asked || other.tower == Tower::Vision && vision.is_none()) {
+            left.kind = SkipKind::Asked;
+        }
+        skipped.push(left);
+    }
     for (index, site) in survey.sites.iter().enumerate() {
         let named = |set: &GlobSet| [&site.name, &site.label, &site.weight.name].iter().any(|n| set.is_match(n));
         let (spec, missing) = match (site.head, site.tower) {

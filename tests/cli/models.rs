@@ -95,6 +95,30 @@ fn nothing_to_quantize() -> Outcome {
     Ok(())
 }
 
+/// What was not asked for cannot be what `--strict` refuses.
+#[test]
+fn strict_is_about_what_was_asked_for() -> Outcome {
+    let place = Place::new()?;
+    place.model(
+        "m.onnx",
+        "<ir_version: 10, opset_import: [\"\": 20]> g (int64[T] ids, float[T,32] pixels) => (float[T,32] y)
+         <float[9,32] table = [\"seed\": \"1\"], float[32,64] cut = [\"seed\": \"2\"], float[32,32] w = [\"seed\": \"3\"]>
+         { [embed] t = Gather (table, ids) [halves] a, b = Split <axis = 1, num_outputs = 2> (cut)
+           [vision] p = MatMul (pixels, a) [join] j = Add (p, t) [text] h = MatMul (j, w) [residual] y = Add (h, j) }",
+    )?;
+    for (options, code) in [
+        ("", 0),
+        ("--vision-format w3g32", 3),
+        ("--vision-format w3g32 --exclude vision", 0),
+        ("--vision-format w3g32 --include w", 0),
+        ("--vision-format w3g32 --include w --include cut", 3),
+    ] {
+        let ran = place.run(&format!("m.onnx -o out.onnx --method rtn --format w3g32 --strict {options}"));
+        assert_eq!(ran.code, Some(code), "{options}: {ran}");
+    }
+    Ok(())
+}
+
 #[test]
 fn weights_without_a_quantized_value() -> Outcome {
     let place = Place::with_tiny()?;
