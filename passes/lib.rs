@@ -27,4 +27,5 @@ pub mod ops;
 pub mod plan;
 pub mod rewrite;
 pub mod run;
+mod stream;
 pub mod weights;

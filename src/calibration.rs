@@ -185,7 +185,7 @@ impl<'a> DataSamples<'a> {
         let classes = sample.classes(&places, self.shift)?;
         let labels = sample.labels.clone().unwrap_or_else(|| vec![-100; sample.tokens()]);
         let feeds = by_value(self.graph, &named);
-        Ok((CalibrationSample { feeds, classes, labels }, sample.kind))
+        Ok((CalibrationSample { name: sample.name, feeds, classes, labels }, sample.kind))
     }
 
     /// Counts over all samples that decide whether the data can be used: samples without vision rows, without answers.

@@ -9,8 +9,8 @@ use mbqc_passes::array::Compute;
 use mbqc_passes::facts::sites::{Survey, Tower, survey};
 use mbqc_passes::ir::{Model, verify};
 use mbqc_passes::method::driver::{self, Chosen, Request};
-use mbqc_passes::method::{self, Floor, MaskShift, Method, Prepared, Samples, decide};
-use mbqc_passes::plan::{Plan, RangeRule, ScaleRule, SkipKind, Skipped};
+use mbqc_passes::method::{self, Floor, MaskShift, Method, Prepared, Round, Samples, Scheme, decide};
+use mbqc_passes::plan::{Plan, ScaleRule, SkipKind, Skipped};
 use mbqc_passes::rewrite::apply::{self, Accuracy, Target, can_apply};
 use mbqc_passes::rewrite::fallback::Fallback;
 use mbqc_passes::run::{HalfCasts, RunError, Runner, Walk};
@@ -19,14 +19,17 @@ use serde_json::json;
 use crate::Error;
 use crate::calibration::{DataSamples, Frontend, image_token, logits_output};
 use crate::cli::{
-    AccuracyArg, AnswerRowsArg, Common, Compile, Emit, FallbackArg, FloorArg, HalfCastsArg, RangeArg, ScalesArg,
-    TargetArg,
+    AccuracyArg, AnswerRowsArg, Common, Compile, Emit, FallbackArg, FloorArg, HalfCastsArg, RangeArg, RhoArg,
+    ScalesArg, TargetArg,
 };
 use crate::folder;
 use crate::onnx::{self, ReadOptions, WriteOptions, Written};
 use crate::report::coverage::Coverage;
 use crate::report::progress::Progress;
 use crate::stamp;
+
+/// Bytes of activations that calibration holds at a time, besides one frontier per sample.
+const HELD_BYTES: usize = 2 << 30;
 
 /// A model to compile and where it lies.
 pub struct Unit {
@@ -117,6 +120,7 @@ pub fn compile(unit: Unit, output: &Path, options: &Compile, runner: &Walk) -> R
         samples: samples.as_ref().map(|s| s as &dyn Samples),
         gradient_samples: usize::MAX,
         search_samples: options.search_samples.unwrap_or(usize::MAX),
+        held_bytes: HELD_BYTES,
         progress: &step,
     })
     .map_err(with_way_out)?;
@@ -230,6 +234,12 @@ fn pick_method(options: &Compile, progress: &Progress) -> Result<Method, Error> 
             AnswerRowsArg::Unshifted => MaskShift::Unshifted,
         };
     }
+    if let Some(scheme) = switches.rho {
+        method.scheme = match scheme {
+            RhoArg::Reference => Scheme::Reference,
+            RhoArg::Paper => Scheme::Paper,
+        };
+    }
     if let Some(floor) = switches.floor {
         method.floor = match floor {
             FloorArg::None => Floor::None,
@@ -238,10 +248,10 @@ fn pick_method(options: &Compile, progress: &Progress) -> Result<Method, Error> 
         };
     }
     if let Some(range) = switches.range {
-        method.range = match range {
-            RangeArg::MinMax => RangeRule::MinMax,
-            RangeArg::IncludeZero => RangeRule::IncludeZero,
-            RangeArg::Search => RangeRule::Search,
+        method.round = match range {
+            RangeArg::MinMax => Round::MinMax,
+            RangeArg::IncludeZero => Round::Nearest,
+            RangeArg::Search => Round::RangeSearch,
         };
     }
     if let Some(scales) = switches.scales {

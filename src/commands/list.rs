@@ -78,7 +78,7 @@ pub fn explain(name: &str) -> Result<(), Error> {
     }
     for method in METHODS.iter().filter(|m| m.name == name) {
         found.push(format!(
-            "method {}\n\n{}\nrows {:?}, transforms {:?}, judge {:?}, round {:?}, answer rows {:?}, floor {:?}, range {:?}",
+            "method {}\n\n{}\nrows {:?}, transforms {:?}, judge {:?}, round {:?}, answer rows {:?}, rho {:?}, floor {:?}, scales {:?}",
             method.name,
             method.about,
             method.rows,
@@ -86,8 +86,9 @@ pub fn explain(name: &str) -> Result<(), Error> {
             method.judge,
             method.round,
             method.shift,
+            method.scheme,
             method.floor,
-            method.range
+            method.scales
         ));
     }
     for family in FAMILIES.iter().filter(|f| f.name == name) {

@@ -7,8 +7,7 @@ use mbqc_passes::array::{Array, Compute};
 use mbqc_passes::facts::modality::{Class, trace_rows};
 use mbqc_passes::facts::segments::cut;
 use mbqc_passes::ir::{Model, ValueId};
-use mbqc_passes::method::MaskShift;
-use mbqc_passes::method::measure::class_of;
+use mbqc_passes::method::{CalibrationSample, MaskShift, class_of};
 use mbqc_passes::ops::Rows;
 use mbqc_passes::run::{Runner, Segment, Walk};
 use serde_json::json;
@@ -16,6 +15,7 @@ use serde_json::json;
 use crate::Error;
 use crate::calibration::{DataSamples, Frontend, class_name, image_token, logits_output};
 use crate::cli::Common;
+use crate::data;
 use crate::folder::Folder;
 use crate::pipeline;
 use crate::report::blocks::BlockError;
@@ -115,7 +115,7 @@ pub fn verify(request: &VerifyRequest, common: &Common) -> Result<(), Error> {
     }
     let (first, _) = a.samples.load(0)?;
     let tokens = first.classes.len();
-    let traced = trace_rows(&runner, &fp.model, first.feeds, a.segment.wanted(), tokens)?;
+    let traced = trace_rows(&runner, &fp.model, first.feeds, &[logits], tokens)?.rows;
     let rows: Vec<Option<Rows>> = shared.iter().map(|(_, v, _)| traced.get(v).map(|(rows, _)| *rows)).collect();
 
     let mut metrics = Metrics::default();
@@ -125,13 +125,14 @@ pub fn verify(request: &VerifyRequest, common: &Common) -> Result<(), Error> {
         let results = runner.pool().map(batch.min(count - start), |i| {
             let (x, kind) = a.samples.load(start + i)?;
             let (y, _) = b.samples.load(start + i)?;
-            let p = runner.run(a.model, &a.segment, x.feeds, None)?;
+            let p = runner.run(a.model, &a.segment, x.feeds.clone(), None)?;
             let q = runner.run(b.model, &b.segment, y.feeds, None)?;
-            Ok::<_, Error>((x.labels, x.classes, kind, p, q))
+            Ok::<_, Error>((x, kind, p, q))
         });
         for result in results {
-            let (labels, classes, kind, p, q) = result?;
-            metrics.add(floats(&p[0])?, floats(&q[0])?, &labels, kind.as_deref())?;
+            let (CalibrationSample { name, classes, labels, .. }, kind, p, q) = result?;
+            let added = metrics.add(floats(&p[0])?, floats(&q[0])?, &labels, kind.as_deref());
+            added.map_err(|error| data::Error::Sample { sample: name, reason: error.to_string() })?;
             for (i, (name, ..)) in shared.iter().enumerate() {
                 let width = rows[i].map_or(1, |r| r.inner).max(1);
                 let values = floats(&p[i + 1])?;
