@@ -160,10 +160,10 @@ mod tests {
 
     #[test]
     fn biases_are_judged_as_stored() {
-        let both = absorbers(&[(DType::F16, &[2.0], Role::Gain), (DType::F16, &[1.0], Role::Shift)]);
+        let both = absorbers(&[(DType::F16, &[2.5], Role::Gain), (DType::F16, &[1.0], Role::Shift)]);
         let Effect { inverse, shift } = both.effect(&[3.0]).unwrap();
         let round = |v: f32| half::f16::from_f32(v).to_f32();
-        assert_eq!(inverse, [round(2.0 / 3.0) / 2.0]);
+        assert_eq!(inverse, [round(2.5 / 3.0) / 2.5]);
         // What the quantized layer sees is inverse * (x + shift): at x = bias it is the bias as stored.
         let seen = inverse[0] * (1.0 + shift.unwrap()[0]);
         assert!((seen - round(1.0 / 3.0)).abs() < 1e-7, "{seen}");

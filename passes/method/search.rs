@@ -20,6 +20,15 @@ use super::absorb::Absorbers;
 use super::candidates::{Found, Search};
 use super::driver::{Calibration, Error, matrix};
 
+/// A group where it is searched.
+#[derive(Clone)]
+struct Place {
+    /// Index of the group.
+    group: usize,
+    /// What its judging is fed besides weights, its input first.
+    feeds: Vec<ValueId>,
+}
+
 /// Samples on their way through the pieces.
 struct Samples {
     sides: Vec<Feeds>,
@@ -42,11 +51,11 @@ impl Calibration<'_> {
         (request.progress)("search", done, searched);
         let mut samples = self.load(&stream)?;
         for piece in 0..=last {
-            for (index, feeds) in &places[piece] {
-                let found = self.search_group(*index, rho[*index], spec_of, feeds, &stream, piece, &samples)?;
-                match found {
-                    Ok(found) => plans[*index].take(found),
-                    Err(reason) => plans[*index].declined = Some(reason),
+            for place in &places[piece] {
+                let index = place.group;
+                match self.search_group(place, rho[index], spec_of, &stream, piece, &samples)? {
+                    Ok(found) => plans[index].take(found),
+                    Err(reason) => plans[index].declined = Some(reason),
                 }
                 done += 1;
                 (request.progress)("search", done, searched);
@@ -54,7 +63,7 @@ impl Calibration<'_> {
             if piece < last {
                 self.advance(&stream, piece, &mut samples)?;
                 let kept: Vec<ValueId> =
-                    places[piece + 1..].iter().flatten().flat_map(|(_, feeds)| feeds).copied().collect();
+                    places[piece + 1..].iter().flatten().flat_map(|place| place.feeds.clone()).collect();
                 samples.sides.iter_mut().for_each(|sides| stream.forget(sides, piece + 1, &kept));
             }
         }
@@ -63,7 +72,7 @@ impl Calibration<'_> {
 
     /// By piece the groups that are searched in it, each in exactly one, with what their judging is fed. Why others are not
     /// searched goes into their plans.
-    fn places(&self, stream: &Stream<'_>, plans: &mut [GroupPlan]) -> Result<Vec<Vec<(usize, Vec<ValueId>)>>, Error> {
+    fn places(&self, stream: &Stream<'_>, plans: &mut [GroupPlan]) -> Result<Vec<Vec<Place>>, Error> {
         let graph = &self.request.model.graph;
         let mut places = vec![Vec::new(); stream.pieces()];
         for (index, group) in self.groups.iter().enumerate().filter(|(_, group)| group.fold.is_ok()) {
@@ -74,7 +83,7 @@ impl Calibration<'_> {
             }
             let feeds = judging_feeds(graph, group.input, group.judge)?;
             match stream.place(&feeds) {
-                Some(piece) => places[piece].push((index, feeds)),
+                Some(piece) => places[piece].push(Place { group: index, feeds }),
                 None => {
                     let (input, logits) = (graph.name(group.input), graph.name(self.request.logits));
                     plans[index].declined = Some(format!("`{logits}` does not depend on what reads `{input}`"));
@@ -118,19 +127,17 @@ impl Calibration<'_> {
         Ok(())
     }
 
-    #[expect(clippy::too_many_arguments, reason = "a group, where it is searched, and on what")]
     fn search_group(
         &self,
-        index: usize,
+        place: &Place,
         rho: Option<f64>,
         spec_of: &HashMap<usize, Spec>,
-        feeds: &[ValueId],
         stream: &Stream<'_>,
         piece: usize,
         samples: &Samples,
     ) -> Result<Result<Found, String>, Error> {
         let request = self.request;
-        let group = &self.groups[index];
+        let (group, feeds) = (&self.groups[place.group], &place.feeds);
         let graph = &request.model.graph;
         let mut weights = Vec::with_capacity(group.sites.len());
         for &index in &group.sites {
