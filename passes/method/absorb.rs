@@ -16,7 +16,7 @@ pub(super) struct Absorbers {
 #[derive(Clone, Debug)]
 struct Absorber {
     dtype: DType,
-    /// By channel: the constant where there is one entry, else the largest absolute value.
+    /// By channel: its element, or the largest absolute value where there are many.
     values: Vec<f32>,
     role: Role,
 }
@@ -50,12 +50,15 @@ impl Absorbers {
         for (index, divided) in fold.divided.iter().enumerate() {
             let tensor = graph.find(&divided.constant).and_then(|v| graph.constant(v));
             let Some(tensor) = tensor.filter(|_| !quantized.contains(&divided.constant.as_str())) else { continue };
-            let Some(values) = by_channel(tensor, divided.axis) else { continue };
+            let Some(entries) = by_entry(tensor, divided.axis) else { continue };
             let role = match (index, fold.site) {
                 (0, None) => Role::Gain,
-                _ if additive && tensor.len() == values.len() => Role::Shift,
+                _ if additive && tensor.len() == entries.len() => Role::Shift,
                 _ => Role::Other,
             };
+            // The entry that feeds a channel: the one at the same place.
+            let feeds = |channel: usize| entries.get(channel).copied();
+            let Some(values) = (0..group.k).map(feeds).collect() else { continue };
             all.push(Absorber { dtype: tensor.dtype, values, role });
         }
         Absorbers { all, as_stored: scales == ScaleRule::Stored }
@@ -99,17 +102,17 @@ impl Absorber {
     }
 }
 
-/// By entry along `axis`: the only entry, or the largest absolute value of many.
-fn by_channel(tensor: &Tensor, axis: usize) -> Option<Vec<f32>> {
-    let channels = *tensor.dims.get(axis)?;
+/// By entry along `axis`: the only element, or the largest absolute value of many.
+fn by_entry(tensor: &Tensor, axis: usize) -> Option<Vec<f32>> {
+    let entries = *tensor.dims.get(axis)?;
     let values = tensor.to_f64()?;
-    if values.len() == channels {
+    if values.len() == entries {
         return Some(values.into_iter().map(|v| v as f32).collect());
     }
     let inner: usize = tensor.dims[axis + 1..].iter().product();
-    let mut largest = vec![0.0f32; channels];
+    let mut largest = vec![0.0f32; entries];
     for (i, v) in values.into_iter().enumerate() {
-        let slot = &mut largest[i / inner.max(1) % channels.max(1)];
+        let slot = &mut largest[i / inner.max(1) % entries.max(1)];
         *slot = slot.max((v as f32).abs());
     }
     Some(largest)
