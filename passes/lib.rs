@@ -28,4 +28,5 @@ pub mod ops;
 pub mod plan;
 pub mod rewrite;
 pub mod run;
+mod stream;
 pub mod weights;

@@ -97,8 +97,9 @@ pub struct GroupPlan {
     pub rho: Option<f64>,
     /// The chosen exponent.
     pub exponent: Option<f64>,
-    /// Error of every candidate, in order.
-    pub losses: Vec<f64>,
+    /// Error of every candidate, in order; `None` where there is no finite one, because the scale takes a constant out of
+    /// its type's range or the activations are not finite.
+    pub losses: Vec<Option<f64>>,
     /// Share of the vision rows in the chosen candidate's weighted error.
     pub vision_share: Option<f64>,
     /// The equalisation scale s, `[k]`; empty when all ones.

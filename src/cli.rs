@@ -91,10 +91,14 @@ pub struct Switches {
     /// Which rows are answer rows: those whose logits are supervised, or those that carry an answer token.
     #[arg(long, value_enum)]
     pub answer_rows: Option<AnswerRowsArg>,
+    /// rho from gradients where a group's error is judged, with a lower bound (reference code), or at the outputs of the
+    /// group's own layers, without one (paper).
+    #[arg(long, value_enum)]
+    pub rho: Option<RhoArg>,
     /// Lower bound of rho: none, the median over all layers of a kind, or over those that vision rows can reach.
     #[arg(long, value_enum)]
     pub floor: Option<FloorArg>,
-    /// Ranges as they are (reference code), or extended to contain zero.
+    /// Ranges as they are (reference code), extended to contain zero, or searched for.
     #[arg(long, value_enum)]
     pub range: Option<RangeArg>,
     /// Casts to half types round while calibrating (as the graph does where it runs), or keep the value.
@@ -112,6 +116,15 @@ pub enum AnswerRowsArg {
     Shifted,
     /// Rows that carry an answer token.
     Unshifted,
+}
+
+/// Values of --rho.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RhoArg {
+    /// At the judging point, bounded below.
+    Reference,
+    /// At the group's own layers.
+    Paper,
 }
 
 /// Values of --floor.

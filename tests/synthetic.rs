@@ -82,6 +82,11 @@ mod memory {
     use std::fs;
     use std::process::Command;
 
+    use mbqc::data::npy::{Npy, NpyError};
+    use mbqc::data::npz::Packing;
+    use mbqc_passes::array::Array;
+    use mbqc_passes::ir::{Edit, NewNode};
+
     use super::*;
 
     /// About 150 MB in f16, with a final projection that is larger than all memory promised.
@@ -119,6 +124,62 @@ mod memory {
         }
         assert!(outputs[0].len() > 30 << 20);
         assert!(outputs[0] == outputs[1], "one thread and two give different bytes");
+        Ok(())
+    }
+
+    /// A decoder whose layers take 3.6 MB in f32 each, with one calibration sample beside it.
+    fn write_calibrated(layers: usize, folder: &Path) -> Outcome {
+        let decoder = Decoder { layers, hidden: 256, heads: 8, kv_heads: 4, intermediate: 1024, vocab: 1024, ..TINY };
+        let mut model = decoder.model()?;
+        // Frequencies times positions, an outer product, without a constant that looks like a weight.
+        let graph = &mut model.graph;
+        let (product, _) =
+            graph.find("/model/rotary_emb/MatMul_output_0").and_then(|v| graph.producer(v)).ok_or("no product")?;
+        let names = |values: &[Option<ValueId>]| -> Vec<String> {
+            values.iter().flatten().map(|v| graph.name(*v).to_owned()).collect()
+        };
+        let (inputs, outputs) = (names(&graph.node(product).inputs), names(&graph.node(product).outputs));
+        let mul = NewNode::new("Mul", &[&inputs[0], &inputs[1]], &[&outputs[0]]);
+        graph.apply([Edit::ReplaceNode(product, mul)])?;
+        onnx::write(None, &model, &folder.join("model.onnx"), &WriteOptions::default())?;
+        let tokens = 24;
+        let values = (0..tokens * 256).map(|i| ((i * 37 % 101) as f32 - 50.0) * 0.02).collect();
+        let class = |is: fn(usize) -> bool| (0..tokens).map(|t| i64::from(is(t))).collect();
+        let labels = (0..tokens).map(|t| if t < 16 { -100 } else { t as i64 }).collect();
+        let arrays = [
+            ("inputs_embeds", Array::f32([1, tokens, 256], values)),
+            ("vision_mask", Array::i64([1, tokens], class(|t| (2..12).contains(&t)))),
+            ("labels", Array::i64([1, tokens], labels)),
+        ];
+        let stored = arrays.iter().map(|(name, array)| Ok((*name, Npy::from_array(array)?)));
+        let stored = stored.collect::<Result<Vec<_>, NpyError>>()?;
+        Ok(npz::write(&folder.join("calib.npz"), stored, Packing::Stored)?)
+    }
+
+    /// Calibration holds one piece's weights at a time: eight more layers would take 29 MB in f32, twice that in reverse.
+    #[test]
+    fn calibrating_takes_the_memory_of_a_layer() -> Outcome {
+        let mut seen = Vec::new();
+        for layers in [4, 12] {
+            let folder = tempfile::tempdir()?;
+            write_calibrated(layers, folder.path())?;
+            let mut mbqc = Command::new(env!("CARGO_BIN_EXE_mbqc"));
+            mbqc.current_dir(folder.path());
+            mbqc.args([
+                "model.onnx",
+                "--calib",
+                "calib.npz",
+                "-o",
+                "out.onnx",
+                "--dry-run",
+                "--quiet",
+                "--threads",
+                "1",
+            ]);
+            seen.push(child::watch(&mut mbqc)?.anonymous);
+        }
+        assert!(seen[0] > 4 << 20, "{seen:?}: the child was not seen running");
+        assert!(seen[1] < seen[0] + (10 << 20), "{seen:?} bytes with 4 and 12 layers");
         Ok(())
     }
 }

@@ -6,6 +6,9 @@ use crate::array::Array;
 use crate::ir::{Def, Graph, ValueId};
 use crate::ops::{self, Flow, FlowCall, Rows, Space};
 use crate::run::{Feeds, RunError, Runner};
+use crate::stream::Stream;
+
+use super::segments::cut;
 
 /// The class of a token row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -115,7 +118,21 @@ fn through_views(graph: &Graph, mut value: ValueId) -> Option<ValueId> {
     }
 }
 
-/// Rows of every value a run computes, by value; found by running one sample and letting rows flow.
+/// What one sample shows of a model.
+#[derive(Clone, Debug, Default)]
+pub struct Trace {
+    /// By value its rows and its shape, of every value whose rows are known.
+    pub rows: HashMap<ValueId, (Rows, Vec<usize>)>,
+    /// Token positions of the sample.
+    pub tokens: usize,
+    /// Bytes of every frontier at which the model is streamed, in order.
+    pub(crate) frontiers: Vec<usize>,
+    /// Bytes of the wanted values.
+    pub(crate) outputs: usize,
+}
+
+/// Rows of every value on the way to `wanted`; found by running one sample, a piece of the model at a time, and letting
+/// rows flow.
 ///
 /// `tokens` is the number of token positions. Inputs are seeded by shape: an input with an axis of that length carries
 /// tokens along it (the last such axis of rank-2 inputs, the second of others); an image input starts vision rows at the
@@ -126,7 +143,7 @@ pub fn trace_rows(
     feeds: Feeds,
     wanted: &[ValueId],
     tokens: usize,
-) -> Result<HashMap<ValueId, (Rows, Vec<usize>)>, RunError> {
+) -> Result<Trace, RunError> {
     let graph = &model.graph;
     let mut rows: HashMap<ValueId, (Rows, Vec<usize>)> = HashMap::new();
     let mut fed: Vec<ValueId> = feeds.keys().copied().collect();
@@ -144,7 +161,6 @@ pub fn trace_rows(
     }
     let images: Vec<ValueId> = graph.inputs().iter().copied().filter(|&v| looks_like_image(graph, v)).collect();
     let from_images = crate::ir::walk::reached_from(graph, &images)?;
-    let segment = runner.prepare(model, &fed, wanted)?;
     let mut observe = |_, node: &crate::ir::Node, inputs: &[Option<Array>], outputs: &[Array]| {
         let input_rows: Vec<Option<Rows>> =
             node.inputs.iter().map(|v| v.and_then(|v| rows.get(&v)).map(|(rows, _)| *rows)).collect();
@@ -175,6 +191,7 @@ pub fn trace_rows(
             }
         }
     };
-    runner.run(model, &segment, feeds, Some(&mut observe))?;
-    Ok(rows)
+    let cuts = cut(graph, wanted)?;
+    let (frontiers, outputs) = Stream::new(runner, model, &cuts, wanted)?.trace(&feeds, &mut observe)?;
+    Ok(Trace { rows, tokens, frontiers, outputs })
 }

@@ -7,12 +7,13 @@ use crate::array::Array;
 use crate::facts::modality::Class;
 use crate::ir::{Model, ValueId};
 use crate::ops::{Rows, Space};
-use crate::plan::RangeRule;
-use crate::run::{Feeds, Runner};
+use crate::run::{Feeds, Runner, Segment};
+use crate::stream::over;
 use crate::weights::{Matrix, Scaling};
 
+use super::absorb::{Absorbers, Effect};
 use super::driver::Error;
-use super::measure::class_of;
+use super::rows::class_of;
 use super::{Judge, Method, Rows as RowWeights};
 
 /// Number of exponents on the ladder: 0, 0.05, .. 0.95.
@@ -39,8 +40,8 @@ pub(super) struct Search<'a> {
     /// The values given besides the weights, the group's input first.
     pub(super) feeds: &'a [ValueId],
     pub(super) judge: ValueId,
-    /// Per sample the arrays of `feeds`.
-    pub(super) samples: &'a [Vec<Array>],
+    /// The arrays of `feeds` for a sample.
+    pub(super) taps: &'a (dyn Fn(usize) -> Result<Vec<Array>, Error> + Sync),
     /// Per sample the class of every token.
     pub(super) classes: &'a [Vec<Class>],
     pub(super) input_rows: Option<Rows>,
@@ -48,8 +49,10 @@ pub(super) struct Search<'a> {
     pub(super) rho: f64,
     /// The group's weights: constant, matrix, format, scale type.
     pub(super) weights: Vec<(ValueId, Matrix, Spec, ScaleType)>,
-    /// Stored gain that absorbs 1/s, to be judged as stored; `None` to judge with an exact 1/s.
-    pub(super) gain: Option<(Vec<f32>, ScaleType)>,
+    /// The other constants that absorb 1/s.
+    pub(super) absorbers: Absorbers,
+    /// Bytes of activations that may be held.
+    pub(super) held_bytes: usize,
 }
 
 /// The outcome of a search.
@@ -57,85 +60,162 @@ pub(super) struct Search<'a> {
 pub(super) struct Found {
     pub(super) exponent: f32,
     pub(super) scale: Vec<f32>,
-    pub(super) losses: Vec<f64>,
+    pub(super) losses: Vec<Option<f64>>,
     pub(super) vision_share: Option<f64>,
 }
 
-/// Sums of a candidate's error over one sample's rows.
+/// Sums of a candidate's error over rows, and how many rows of the two classes there were.
 #[derive(Clone, Copy, Default)]
 struct Sums {
     vision: f64,
     answer: f64,
     all: f64,
+    vision_rows: usize,
+    answer_rows: usize,
+}
+
+/// Some samples in order, with what they give the group and what it makes of that unquantized.
+struct Held {
+    taps: Vec<Vec<Array>>,
+    references: Vec<Array>,
+}
+
+/// The part of the model from the group's input to its judging point.
+struct Way {
+    segment: Segment,
+    weights: Vec<ValueId>,
 }
 
 impl Search<'_> {
-    /// Tries every exponent and keeps the best; the first of equals wins, a NaN never does.
-    pub(super) fn run(&self) -> Result<Found, Error> {
-        let ids: Vec<ValueId> = self.weights.iter().map(|w| w.0).collect();
+    /// Tries every exponent and keeps the best; the first of equals wins, a NaN never does. `Err` inside is the reason why
+    /// no exponent can be chosen.
+    ///
+    /// Samples are held as far as the budget goes. Where that is not all of them, candidates are made anew for the next.
+    pub(super) fn run(&self) -> Result<Result<Found, String>, Error> {
+        let weights: Vec<ValueId> = self.weights.iter().map(|w| w.0).collect();
         let mut fed = self.feeds.to_vec();
-        fed.extend(&ids);
-        let segment = self.runner.prepare(self.model, &fed, &[self.judge])?;
-        let evaluate = |weights: &[Array], sample: usize| -> Result<Array, Error> {
-            let mut feeds: Feeds = self.feeds.iter().copied().zip(self.samples[sample].iter().cloned()).collect();
-            feeds.extend(ids.iter().copied().zip(weights.iter().cloned()));
-            let mut arrays = self.runner.run(self.model, &segment, feeds, None)?;
-            Ok(arrays.remove(0))
-        };
+        fed.extend(&weights);
+        let way = Way { segment: self.runner.prepare(self.model, &fed, &[self.judge])?, weights };
         let pool = self.runner.pool();
+        let count = self.classes.len();
+        let mut held = self.hold(&way, 0)?;
+        let mean_abs = self.mean_abs(&held.taps)?;
+        let ladder = |step: usize| candidate(&mean_abs, step as f32 / LADDER as f32);
+        let mut totals: [Option<Sums>; LADDER] = [Some(Sums::default()); LADDER];
+        let mut start = 0;
+        loop {
+            for (step, total) in totals.iter_mut().enumerate() {
+                let s = ladder(step);
+                let Some(effect) = self.absorbers.effect(&s) else {
+                    *total = None;
+                    continue;
+                };
+                let weights = self
+                    .weights
+                    .iter()
+                    .map(|(_, matrix, spec, scale)| self.candidate_weight(matrix, *spec, *scale, &s, &effect, pool))
+                    .collect::<Result<Vec<_>, _>>()?;
+                let parts = over(pool, held.taps.len(), |i| {
+                    let output = self.evaluate(&way, &weights, &held.taps[i], effect.shift.as_deref())?;
+                    self.compare(&held.references[i], &output, &self.classes[start + i])
+                });
+                for part in parts {
+                    let part = part?;
+                    if let Some(total) = total {
+                        total.add(part);
+                    }
+                }
+            }
+            start += held.taps.len();
+            if start >= count {
+                break;
+            }
+            drop(held);
+            held = self.hold(&way, start)?;
+        }
+        self.choose(&totals, ladder)
+    }
+
+    fn choose(
+        &self,
+        totals: &[Option<Sums>],
+        ladder: impl Fn(usize) -> Vec<f32>,
+    ) -> Result<Result<Found, String>, Error> {
+        let weighted = self.method.rows == RowWeights::Modality;
+        let name = self.model.graph.name(self.judge);
+        let reached = |sums: &Sums| sums.answer_rows > 0 || (sums.vision_rows > 0 && self.rho > 0.0);
+        if weighted && !totals.iter().flatten().all(reached) {
+            return Ok(Err(format!(
+                "no row that counts reaches `{name}`: no answer row, and no vision row with a weight"
+            )));
+        }
+        let mut found = Found { exponent: 0.0, scale: Vec::new(), losses: Vec::new(), vision_share: None };
+        let mut best = f64::INFINITY;
+        for (step, total) in totals.iter().enumerate() {
+            let loss = total.map(|total| if weighted { total.answer + self.rho * total.vision } else { total.all });
+            let loss = loss.filter(|loss| loss.is_finite());
+            found.losses.push(loss);
+            if let (Some(loss), Some(total)) = (loss.filter(|loss| *loss < best), total) {
+                best = loss;
+                found.exponent = step as f32 / LADDER as f32;
+                found.scale = ladder(step);
+                found.vision_share = (weighted && loss > 0.0).then(|| self.rho * total.vision / loss);
+            }
+        }
+        if found.scale.is_empty() {
+            return Err(Error::Data(format!(
+                "no candidate scale gave a finite error at `{name}`: the activations hold NaN or infinite values"
+            )));
+        }
+        Ok(Ok(found))
+    }
+
+    /// The samples from `start` on that fit into the budget, at least one.
+    fn hold(&self, way: &Way, start: usize) -> Result<Held, Error> {
         let full: Vec<Array> = self
             .weights
             .iter()
             .map(|(_, matrix, ..)| Ok(self.feed(matrix, matrix.rows(0..matrix.n)?)))
             .collect::<Result<_, Error>>()?;
-        let count = self.samples.len();
-        let references = pool.map(count, |i| evaluate(&full, i)).into_iter().collect::<Result<Vec<_>, _>>()?;
-        let mean_abs = self.mean_abs()?;
-        let mut found = Found { exponent: 0.0, scale: Vec::new(), losses: Vec::new(), vision_share: None };
-        let mut best = f64::INFINITY;
-        for step in 0..LADDER {
-            let exponent = step as f32 / LADDER as f32;
-            let s = candidate(&mean_abs, exponent);
-            let Some(inverse) = self.inverse(&s) else {
-                found.losses.push(f64::NAN);
-                continue;
-            };
-            let weights = self
-                .weights
-                .iter()
-                .map(|(_, matrix, spec, scale)| self.candidate_weight(matrix, *spec, *scale, &s, &inverse, pool))
-                .collect::<Result<Vec<_>, _>>()?;
-            let sums = pool.map(count, |i| {
-                let output = evaluate(&weights, i)?;
-                self.compare(&references[i], &output, &self.classes[i])
+        let mut held = Held { taps: Vec::new(), references: Vec::new() };
+        let rest = self.classes.len() - start;
+        let (mut bytes, mut largest) = (0, 1);
+        while held.taps.len() < rest && bytes + largest <= self.held_bytes.max(largest) {
+            // The first sample alone, to learn how large one is; then as many as should fit.
+            let room = if bytes == 0 { 1 } else { ((self.held_bytes - bytes) / largest).max(1) };
+            let first = start + held.taps.len();
+            let batch = room.min(rest - held.taps.len());
+            let made = over(self.runner.pool(), batch, |i| -> Result<_, Error> {
+                let taps = (self.taps)(first + i)?;
+                let reference = self.evaluate(way, &full, &taps, None)?;
+                Ok((taps, reference))
             });
-            let mut total = Sums::default();
-            for part in sums {
-                let part = part?;
-                total.vision += part.vision;
-                total.answer += part.answer;
-                total.all += part.all;
-            }
-            let loss = match self.method.rows {
-                RowWeights::Uniform => total.all,
-                RowWeights::Modality => total.answer + self.rho * total.vision,
-            };
-            found.losses.push(loss);
-            if loss < best {
-                best = loss;
-                found.exponent = exponent;
-                found.scale = s;
-                found.vision_share =
-                    (self.method.rows == RowWeights::Modality && loss > 0.0).then(|| self.rho * total.vision / loss);
+            for sample in made {
+                let (taps, reference) = sample?;
+                let size = taps.iter().chain([&reference]).map(Array::stored_bytes).sum();
+                bytes += size;
+                largest = largest.max(size);
+                held.taps.push(taps);
+                held.references.push(reference);
             }
         }
-        if found.scale.is_empty() {
-            return Err(Error::Data(format!(
-                "no candidate scale gave a finite error at `{}`: the activations hold NaN or infinite values",
-                self.model.graph.name(self.judge)
-            )));
+        Ok(held)
+    }
+
+    /// The judged value of a sample under these weights. `shift` is added to every row of the group's input.
+    fn evaluate(&self, way: &Way, weights: &[Array], taps: &[Array], shift: Option<&[f32]>) -> Result<Array, Error> {
+        let mut feeds: Feeds = self.feeds.iter().copied().zip(taps.iter().cloned()).collect();
+        if let Some(shift) = shift {
+            let input = &taps[0];
+            let mut moved = input.as_f32().map_err(|e| Error::Internal(e.to_string()))?.to_vec();
+            for row in moved.chunks_mut(shift.len()) {
+                row.iter_mut().zip(shift).for_each(|(v, s)| *v += s);
+            }
+            feeds.insert(self.feeds[0], Array::f32(input.shape.clone(), moved).with_dtype(input.dtype));
         }
-        Ok(found)
+        feeds.extend(way.weights.iter().copied().zip(weights.iter().cloned()));
+        let mut arrays = self.runner.run(self.model, &way.segment, feeds, None)?;
+        Ok(arrays.remove(0))
     }
 
     fn feed(&self, matrix: &Matrix, w: Vec<f32>) -> Array {
@@ -143,51 +223,38 @@ impl Search<'_> {
         Array::f32(dims, matrix.as_stored(w)).with_dtype(matrix.weight.tensor.dtype)
     }
 
-    /// The weight as a candidate sees it: rounded under s, with the inverse folded back so that inputs stay unscaled.
+    /// The weight as a candidate sees it: rounded under s as it will be written, with the inverse folded back so that
+    /// inputs stay unscaled.
     fn candidate_weight(
         &self,
         matrix: &Matrix,
         spec: Spec,
         scale: ScaleType,
         s: &[f32],
-        inverse: &[f32],
+        effect: &Effect,
         pool: &Pool,
     ) -> Result<Array, Error> {
         let scaling = Scaling { columns: Some(s.to_vec()), ..Scaling::default() };
-        let rule = match self.method.range {
-            RangeRule::Search => RangeRule::IncludeZero,
-            rule => rule,
-        };
-        let codes = matrix.quantize(&scaling, spec, rule, scale, pool)?;
+        let codes = matrix.quantize(&scaling, spec, self.method.round.rule(), scale, pool)?;
         let mut w = dequantize(&codes);
         for row in w.chunks_mut(matrix.k) {
-            for (v, i) in row.iter_mut().zip(inverse) {
+            for (v, i) in row.iter_mut().zip(&effect.inverse) {
                 *v *= i;
             }
         }
         Ok(self.feed(matrix, w))
     }
 
-    /// 1/s; as the stored gain gives it where there is one. `None` when a scaled gain leaves its type's range.
-    fn inverse(&self, s: &[f32]) -> Option<Vec<f32>> {
-        let Some((gain, stored)) = &self.gain else {
-            return Some(s.iter().map(|v| 1.0 / v).collect());
-        };
-        let each = gain.iter().zip(s).map(|(&g, &s)| {
-            if g == 0.0 {
-                return Some(1.0 / s);
-            }
-            let scaled = stored.round(g / s);
-            (scaled.is_finite() && scaled != 0.0).then_some(scaled / g)
-        });
-        each.collect()
-    }
-
-    /// Mean |x| per channel over all rows that are not padding.
-    fn mean_abs(&self) -> Result<Vec<f32>, Error> {
+    /// Mean |x| per channel over all rows of all samples that are not padding. `held` are the taps of the first samples;
+    /// those of the others are taken here.
+    fn mean_abs(&self, held: &[Vec<Array>]) -> Result<Vec<f32>, Error> {
         let k = self.weights.first().map_or(0, |w| w.1.k);
-        let parts = self.runner.pool().map(self.samples.len(), |i| -> Result<(Vec<f64>, usize), Error> {
-            let data = self.samples[i][0].as_f32().map_err(|e| Error::Internal(e.to_string()))?;
+        let parts = over(self.runner.pool(), self.classes.len(), |i| -> Result<(Vec<f64>, usize), Error> {
+            let input = match held.get(i) {
+                Some(taps) => taps[0].clone(),
+                None => (self.taps)(i)?.swap_remove(0),
+            };
+            let data = input.as_f32().map_err(|e| Error::Internal(e.to_string()))?;
             let rows = self.input_rows.filter(|rows| rows.inner == k);
             let mut sums = vec![0.0f64; k];
             let mut count = 0;
@@ -215,8 +282,8 @@ impl Search<'_> {
     }
 
     fn compare(&self, reference: &Array, output: &Array, classes: &[Class]) -> Result<Sums, Error> {
-        let read = |array: &Array| array.as_f32().map(<[f32]>::to_vec).map_err(|e| Error::Internal(e.to_string()));
-        let (reference, output) = (read(reference)?, read(output)?);
+        let internal = |e: crate::array::ArrayError| Error::Internal(e.to_string());
+        let (reference, output) = (reference.as_f32().map_err(internal)?, output.as_f32().map_err(internal)?);
         let inner = self.judge_rows.map_or(1, |r| r.inner).max(1);
         let vision_only = self.judge_rows.is_some_and(|r| r.space == Space::Vision);
         let squared = self.method.judge == Judge::Squared;
@@ -233,17 +300,32 @@ impl Search<'_> {
             }
             sums.all += sum;
             match class {
-                Class::Vision => sums.vision += sum,
-                Class::Answer => sums.answer += sum,
+                Class::Vision => {
+                    sums.vision += sum;
+                    sums.vision_rows += 1;
+                }
+                Class::Answer => {
+                    sums.answer += sum;
+                    sums.answer_rows += 1;
+                }
                 Class::Prompt | Class::Padding => {}
             }
         }
         // Before the merge every row is a vision row and there is no answer to balance against.
         if vision_only && self.rho == 0.0 {
-            sums.answer = sums.vision;
-            sums.vision = 0.0;
+            sums = Sums { answer: sums.vision, answer_rows: sums.vision_rows, vision: 0.0, vision_rows: 0, ..sums };
         }
         Ok(sums)
+    }
+}
+
+impl Sums {
+    fn add(&mut self, part: Sums) {
+        self.vision += part.vision;
+        self.answer += part.answer;
+        self.all += part.all;
+        self.vision_rows += part.vision_rows;
+        self.answer_rows += part.answer_rows;
     }
 }
 

@@ -1,12 +1,19 @@
 //! Methods: one choice on each axis. All of them run through one driver ([`driver`]).
 
+mod absorb;
 mod candidates;
 pub mod driver;
+mod gradients;
+pub mod loss;
 pub mod measure;
-mod stream;
+mod rho;
+mod rows;
+mod search;
 
 pub use driver::{Prepared, Request, decide};
 pub use measure::{CalibrationSample, Samples, Sensitivity};
+pub use rows::class_of;
+pub use search::group_plan;
 
 use crate::plan::{RangeRule, ScaleRule};
 
@@ -40,13 +47,26 @@ pub enum Judge {
     Absolute,
 }
 
-/// How weights become codes.
+/// How weights become codes: to nearest, in a range per group of weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Round {
-    /// To nearest.
+    /// The range is that of the weights, as in the reference code.
+    MinMax,
+    /// The range is that of the weights, extended to contain zero.
     Nearest,
-    /// To nearest, in a range that is searched per group of weights without data.
+    /// The range is searched for without data.
     RangeSearch,
+}
+
+impl Round {
+    /// The rule that recipes carry. Candidates are judged by the rule by which codes are made.
+    pub fn rule(self) -> RangeRule {
+        match self {
+            Round::MinMax => RangeRule::MinMax,
+            Round::Nearest => RangeRule::IncludeZero,
+            Round::RangeSearch => RangeRule::Search,
+        }
+    }
 }
 
 /// Which rows count as answer rows.
@@ -61,15 +81,26 @@ pub enum MaskShift {
     Unshifted,
 }
 
-/// Lower bound of rho.
+/// Where rho is taken from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scheme {
+    /// Gradients at the value at which a group's error is judged, with a lower bound ([`Floor`]), as in the reference code.
+    #[default]
+    Reference,
+    /// Gradients at the outputs of the group's own layers, without a bound, as the paper writes it.
+    Paper,
+}
+
+/// Lower bound of rho in blocks of the text tower; heads and vision towers have none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Floor {
     /// The ratio as measured.
     None,
-    /// Median over all layers of a kind (reference code).
+    /// Median over all judging points of a kind in blocks of the text tower (reference code).
     Median,
-    /// Median over the layers of a kind that vision rows can reach.
+    /// The same over those that vision rows can reach: in the last block they have no gradient at most places.
     MedianLive,
 }
 
@@ -90,10 +121,10 @@ pub struct Method {
     pub round: Round,
     /// Which rows are answer rows.
     pub shift: MaskShift,
+    /// Where rho is taken from.
+    pub scheme: Scheme,
     /// Lower bound of rho.
     pub floor: Floor,
-    /// Range rule of the rounding.
-    pub range: RangeRule,
     /// Precision of scales, and of the producers that absorb their inverse, while candidates are judged and codes made.
     pub scales: ScaleRule,
 }
@@ -118,8 +149,8 @@ const PLAIN: Method = Method {
     judge: Judge::None,
     round: Round::Nearest,
     shift: MaskShift::Shifted,
+    scheme: Scheme::Reference,
     floor: Floor::None,
-    range: RangeRule::IncludeZero,
     scales: ScaleRule::Stored,
 };
 
@@ -131,7 +162,6 @@ pub const METHODS: &[Method] = &[
         about: "Round to nearest in a range that is searched for every group of weights so that the weight error \
                 (power 2.4) is smallest; no data needed. What a bare command does without calibration data.",
         round: Round::RangeSearch,
-        range: RangeRule::Search,
         ..PLAIN
     },
     Method {
@@ -156,14 +186,14 @@ pub const METHODS: &[Method] = &[
     },
     Method {
         name: "mbq-ref",
-        about: "MBQ as its reference code computes it: answer rows unshifted, median over all layers, ranges not \
-                extended to zero, everything in f32. For comparison with published numbers.",
+        about: "MBQ as its reference code computes it: answer rows unshifted, median over all layers of the decoder's \
+                blocks, ranges not extended to zero, everything in f32. For comparison with published numbers.",
         rows: Rows::Modality,
         transforms: Transforms::Ladder,
         judge: Judge::Absolute,
         shift: MaskShift::Unshifted,
         floor: Floor::Median,
-        range: RangeRule::MinMax,
+        round: Round::MinMax,
         scales: ScaleRule::F32,
         ..PLAIN
     },

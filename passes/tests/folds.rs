@@ -7,7 +7,7 @@ use mbqc_passes::array::{Array, Compute};
 use mbqc_passes::facts::groups::{Group, groups};
 use mbqc_passes::facts::sites::{Site, Survey, survey};
 use mbqc_passes::ir::{Dim, Model, Type, text, verify};
-use mbqc_passes::method::driver::group_plan;
+use mbqc_passes::method::group_plan;
 use mbqc_passes::plan::{GroupPlan, Plan, RangeRule, Recipe, ScaleRule, VERSION, site_key};
 use mbqc_passes::rewrite::apply::{Accuracy, Options, Target, apply};
 use mbqc_passes::rewrite::fallback::Fallback;

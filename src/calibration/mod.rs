@@ -105,7 +105,7 @@ impl<'a> DataSamples<'a> {
         let classes = sample.classes(&places, self.shift)?;
         let labels = sample.labels.clone().unwrap_or_else(|| vec![-100; sample.tokens()]);
         let feeds = by_value(&self.model.graph, &named);
-        Ok((CalibrationSample { feeds, classes, labels }, sample.kind))
+        Ok((CalibrationSample { name: sample.name, feeds, classes, labels }, sample.kind))
     }
 
     /// The graph's inputs of a sample.

@@ -4,9 +4,9 @@ use std::fmt::Write;
 
 use mbqc_kernels::{FORMATS, GROUPS};
 use mbqc_models::FAMILIES;
-use mbqc_passes::method::{Floor, Judge, METHODS, MaskShift, Method, Round, Rows, Transforms};
+use mbqc_passes::method::{Floor, Judge, METHODS, MaskShift, Method, Round, Rows, Scheme, Transforms};
 use mbqc_passes::ops::{OPS, OpDef, Vjp};
-use mbqc_passes::plan::{RangeRule, ScaleRule};
+use mbqc_passes::plan::ScaleRule;
 
 use crate::Error;
 use crate::cli::ListArg;
@@ -115,10 +115,10 @@ fn choices(method: &Method) -> Vec<String> {
         Judge::Squared => "judged by the squared error",
         Judge::Absolute => "judged by the absolute error",
     };
-    let range = match (method.round, method.range) {
-        (Round::RangeSearch, _) | (_, RangeRule::Search) => "ranges are searched for every group of weights (--range)",
-        (_, RangeRule::MinMax) => "ranges are from the smallest to the largest weight (--range)",
-        (_, RangeRule::IncludeZero) => "ranges are extended to contain zero (--range)",
+    let range = match method.round {
+        Round::RangeSearch => "ranges are searched for every group of weights (--range)",
+        Round::MinMax => "ranges are from the smallest to the largest weight (--range)",
+        Round::Nearest => "ranges are extended to contain zero (--range)",
     };
     let scales = match method.scales {
         ScaleRule::Stored => "scales are rounded to their stored type before codes are made (--scales)",
@@ -129,6 +129,10 @@ fn choices(method: &Method) -> Vec<String> {
         all.push(match method.shift {
             MaskShift::Shifted => "answer rows are those whose logits are supervised (--answer-rows)".to_owned(),
             MaskShift::Unshifted => "answer rows are those that carry an answer token (--answer-rows)".to_owned(),
+        });
+        all.push(match method.scheme {
+            Scheme::Reference => "rho is measured where a group's error is judged (--rho)".to_owned(),
+            Scheme::Paper => "rho is measured at the outputs of a group's layers (--rho)".to_owned(),
         });
         all.push(match method.floor {
             Floor::None => "rho is taken as measured (--floor)".to_owned(),

@@ -7,8 +7,7 @@ use mbqc_passes::array::{Array, Compute};
 use mbqc_passes::facts::modality::{Class, trace_rows};
 use mbqc_passes::facts::segments::cut;
 use mbqc_passes::ir::{Graph, Model, Type, ValueId};
-use mbqc_passes::method::MaskShift;
-use mbqc_passes::method::measure::class_of;
+use mbqc_passes::method::{CalibrationSample, MaskShift, class_of};
 use mbqc_passes::ops::Rows;
 use mbqc_passes::run::{Runner, Segment, Walk};
 use serde_json::json;
@@ -16,6 +15,7 @@ use serde_json::json;
 use crate::Error;
 use crate::calibration::{Data, DataSamples, Frontend, class_name, image_token, is_view, logits_output};
 use crate::cli::Common;
+use crate::data;
 use crate::folder::Folder;
 use crate::pipeline;
 use crate::report::blocks::BlockError;
@@ -134,7 +134,7 @@ pub fn verify(request: &VerifyRequest, common: &Common) -> Result<(), Error> {
     a.samples.census()?.warnings.iter().for_each(|warning| progress.say(&format!("warning: {warning}")));
     let (first, _) = a.samples.load(0)?;
     let tokens = first.classes.len();
-    let traced = trace_rows(&runner, &fp.model, first.feeds, a.segment.wanted(), tokens)?;
+    let traced = trace_rows(&runner, &fp.model, first.feeds, &[logits], tokens)?.rows;
     let rows: Vec<Option<Rows>> = shared.iter().map(|(_, v, _)| traced.get(v).map(|(rows, _)| *rows)).collect();
 
     let logits_name = fp.model.graph.name(logits);
@@ -145,22 +145,22 @@ pub fn verify(request: &VerifyRequest, common: &Common) -> Result<(), Error> {
         let results = runner.pool().map(batch.min(count - start), |i| {
             let (x, kind) = a.samples.load(start + i)?;
             let (y, _) = b.samples.load(start + i)?;
-            let p = runner.run(a.model, &a.segment, x.feeds, None)?;
+            let p = runner.run(a.model, &a.segment, x.feeds.clone(), None)?;
             let q = runner.run(b.model, &b.segment, y.feeds, None)?;
-            Ok::<_, Error>((x.labels, x.classes, kind, p, q))
+            Ok::<_, Error>((x, kind, p, q))
         });
-        for (i, result) in results.into_iter().enumerate() {
-            let (labels, classes, kind, p, q) = result?;
-            let judged = |error: crate::data::Error| error.in_sample(&a.samples.name(start + i));
+        for result in results {
+            let (CalibrationSample { name, classes, labels, .. }, kind, p, q) = result?;
+            let judged = |error: data::Error| error.in_sample(&name);
             let logits = (floats(&p[0], logits_name)?, floats(&q[0], logits_name)?);
             metrics.add(logits.0, logits.1, &labels, kind.as_deref()).map_err(judged)?;
-            for (i, (name, ..)) in shared.iter().enumerate() {
+            for (i, (value, ..)) in shared.iter().enumerate() {
                 let width = rows[i].map_or(1, |r| r.inner).max(1);
                 // The graph need not declare types.
-                let (Ok(values), Ok(other)) = (floats(&p[i + 1], name), floats(&q[i + 1], name)) else { continue };
+                let (Ok(values), Ok(other)) = (floats(&p[i + 1], value), floats(&q[i + 1], value)) else { continue };
                 let per_row: Vec<Class> =
                     (0..values.len() / width).map(|row| class_of(rows[i], row, &classes)).collect();
-                blocks.entry(name).or_default().add(values, other, &per_row).map_err(judged)?;
+                blocks.entry(value).or_default().add(values, other, &per_row).map_err(judged)?;
             }
         }
         progress.step("samples", (start + batch).min(count), count);

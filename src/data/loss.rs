@@ -1,12 +1,13 @@
-//! Cross-entropy of the answer tokens.
+//! Cross-entropy of the answer tokens, as evaluation measures it.
 //!
-//! Labels are aligned with the tokens: the logits of row `t` are judged against `labels[t + 1]`. Logits are `[T, V]`,
-//! row-major; `T` is the number of labels. Sums are taken in `f64`.
+//! Logits are `[T, V]`, row-major; `T` is the number of labels. Sums are taken in `f64`. Which rows are judged is decided
+//! where calibration decides it ([`mbqc_passes::method::loss`]).
+
+use mbqc_passes::method::loss::{log_sum_exp, targets};
+
+pub use mbqc_passes::method::loss::IGNORED;
 
 use super::Error;
-
-/// Label of a token without loss.
-pub const IGNORED: i64 = -100;
 
 /// The loss of one sample, in nats.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -41,21 +42,7 @@ impl<'a> Supervised<'a> {
         if vocab * rows != logits.len() || (rows > 0 && vocab == 0) {
             return Err(Error::Logits(format!("{} values do not divide into {rows} rows", logits.len())));
         }
-        let mut targets = Vec::new();
-        for (row, &label) in labels.iter().skip(1).enumerate() {
-            if label == IGNORED {
-                continue;
-            }
-            match usize::try_from(label) {
-                Ok(target) if target < vocab => targets.push((row, target)),
-                _ => {
-                    let token = row + 1;
-                    return Err(Error::Logits(format!(
-                        "label {label} of token {token} is neither {IGNORED} nor an id below the vocabulary of {vocab}"
-                    )));
-                }
-            }
-        }
+        let targets = targets(labels, vocab).map_err(|error| Error::Logits(error.to_string()))?;
         Ok(Supervised { logits, vocab, targets })
     }
 
@@ -76,14 +63,7 @@ impl<'a> Supervised<'a> {
 
     /// Logarithm of the sum of exponentials of a row. Errors when it is not a number.
     pub fn log_sum_exp(&self, row: usize) -> Result<f64, Error> {
-        let values = self.row(row);
-        let max = values.iter().fold(f32::NEG_INFINITY, |max, &x| max.max(x));
-        let sum: f64 = values.iter().map(|&x| (f64::from(x) - f64::from(max)).exp()).sum();
-        let answer = f64::from(max) + sum.ln();
-        if answer.is_finite() {
-            return Ok(answer);
-        }
-        Err(Error::Logits(format!("row {row} holds values that are not finite")))
+        log_sum_exp(self.row(row), row).map_err(|error| Error::Logits(error.to_string()))
     }
 }
 
@@ -103,7 +83,7 @@ pub fn answer_cross_entropy(logits: &[f32], labels: &[i64]) -> Result<Option<Los
 #[cfg(test)]
 mod tests {
     use mbqc_passes::array::Array;
-    use mbqc_passes::method::measure::answer_loss;
+    use mbqc_passes::method::loss::answer_loss;
 
     use super::*;
 
@@ -159,7 +139,7 @@ mod tests {
     fn misfits_are_errors() {
         let message = |logits: &[f32], labels: &[i64]| answer_cross_entropy(logits, labels).unwrap_err().to_string();
         assert!(message(&[0.0; 5], &[0, 1]).contains("do not divide"));
-        assert!(message(&[0.0; 4], &[0, 2]).contains("label 2 of token 1"));
+        assert!(message(&[0.0; 4], &[0, 2]).contains("token 1: label 2 is neither"));
         assert!(message(&[0.0; 4], &[0, -1]).contains("label -1"));
         assert!(message(&[f32::NAN; 4], &[0, 1]).contains("row 0"));
     }

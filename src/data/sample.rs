@@ -42,7 +42,7 @@ impl Sample {
 
     /// Number of targets that the loss sees.
     pub fn supervised(&self) -> usize {
-        self.labels.as_ref().map_or(0, |labels| labels.iter().skip(1).filter(|&&label| label != IGNORED).count())
+        self.labels.as_deref().map_or(0, mbqc_passes::method::loss::supervised)
     }
 
     /// The class of every token row; `vision_mask` has one entry per token.

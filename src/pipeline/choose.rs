@@ -8,12 +8,12 @@ use mbqc_kernels::Spec;
 use mbqc_passes::facts::sites::{Survey, Tower};
 use mbqc_passes::ir::Model;
 use mbqc_passes::method::driver::Chosen;
-use mbqc_passes::method::{self, Floor, MaskShift, Method};
-use mbqc_passes::plan::{RangeRule, ScaleRule, SkipKind, Skipped};
+use mbqc_passes::method::{self, Floor, MaskShift, Method, Round, Scheme};
+use mbqc_passes::plan::{ScaleRule, SkipKind, Skipped};
 use mbqc_passes::rewrite::apply::can_apply;
 
 use crate::Error;
-use crate::cli::{AnswerRowsArg, Compile, FloorArg, RangeArg, ScalesArg, TargetArg};
+use crate::cli::{AnswerRowsArg, Compile, FloorArg, RangeArg, RhoArg, ScalesArg, TargetArg};
 use crate::report::progress::Progress;
 
 /// Tells which options have no effect, because nothing they speak of happens.
@@ -70,6 +70,12 @@ pub(super) fn pick_method(options: &Compile, progress: &Progress) -> Result<Meth
             AnswerRowsArg::Unshifted => MaskShift::Unshifted,
         };
     }
+    if let Some(scheme) = switches.rho {
+        method.scheme = match scheme {
+            RhoArg::Reference => Scheme::Reference,
+            RhoArg::Paper => Scheme::Paper,
+        };
+    }
     if let Some(floor) = switches.floor {
         method.floor = match floor {
             FloorArg::None => Floor::None,
@@ -78,10 +84,10 @@ pub(super) fn pick_method(options: &Compile, progress: &Progress) -> Result<Meth
         };
     }
     if let Some(range) = switches.range {
-        method.range = match range {
-            RangeArg::MinMax => RangeRule::MinMax,
-            RangeArg::IncludeZero => RangeRule::IncludeZero,
-            RangeArg::Search => RangeRule::Search,
+        method.round = match range {
+            RangeArg::MinMax => Round::MinMax,
+            RangeArg::IncludeZero => Round::Nearest,
+            RangeArg::Search => Round::RangeSearch,
         };
     }
     if let Some(scales) = switches.scales {

@@ -30,6 +30,9 @@ use crate::{Error, folder, stage, stamp};
 
 pub use report::{Sizes, report, written_json};
 
+/// Bytes of activations that calibration holds at a time, besides one frontier per sample.
+const HELD_BYTES: usize = 2 << 30;
+
 /// A model to compile and where it lies.
 pub struct Unit {
     /// The model file.
@@ -176,6 +179,7 @@ pub fn compile(unit: Unit, options: &Compile, runner: &Walk, progress: &Progress
         samples: samples.as_ref().map(|s| s as &dyn Samples),
         gradient_samples: usize::MAX,
         search_samples: options.search_samples.unwrap_or(usize::MAX),
+        held_bytes: HELD_BYTES,
         progress: &step,
     })
     .map_err(with_way_out)?;

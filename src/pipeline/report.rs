@@ -74,10 +74,15 @@ pub fn report(outcome: &Outcome, vision: Option<&Outcome>, common: &Common) -> R
         let declined = decided.plan.groups.iter().filter(|g| g.declined.is_some()).count();
         if declined > 0 {
             tell(&format!(
-                "{declined} of {} groups keep their scale of one, because nothing can absorb its inverse (`--json` or \
-                 the plan tells why)",
+                "{declined} of {} groups keep a scale of one (`--json` or the plan tells why)",
                 decided.plan.groups.len()
             ));
+        }
+        // What nothing can absorb is usual. A group that something could absorb a scale for, and that was not searched, is not.
+        for group in decided.plan.groups.iter().filter(|group| group.producer.is_some()) {
+            if let Some(reason) = &group.declined {
+                tell(&format!("not searched: {}: {reason}", group.sites.join(", ")));
+            }
         }
         match &outcome.written {
             Some(written) => tell(&Sizes::of(&decided.file, written).sentence(written)),

@@ -80,6 +80,7 @@ fn two_workers_really_calibrate() -> Outcome {
         samples: Some(&samples),
         gradient_samples: 2,
         search_samples: 2,
+        held_bytes: usize::MAX,
         progress: &progress,
     })?;
     assert_eq!((prepared.plan.recipes.len(), most.get()), (7, 2), "layers, workers");

@@ -196,7 +196,7 @@ fn trace(
             data: data.path.display().to_string(),
         };
         let wanted: Vec<ValueId> = model.graph.outputs().to_vec();
-        let rows = trace_rows(&runner, model, sample.feeds, &wanted, tokens)?;
+        let rows = trace_rows(&runner, model, sample.feeds, &wanted, tokens)?.rows;
         all.push(Some(Traced { rows, census }));
     }
     Ok(all)
