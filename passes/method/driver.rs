@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use mbqc_kernels::Spec;
+use mbqc_kernels::affine::ScaleType;
 use serde_json::json;
 
 use crate::facts::groups::{self, Group};
@@ -10,12 +11,13 @@ use crate::facts::modality::{Trace, trace_rows};
 use crate::facts::segments::{Cuts, cut};
 use crate::facts::sites::{Site, Survey};
 use crate::ir::{Model, ValueId};
-use crate::plan::{Plan, Recipe, Skipped, VERSION, site_key};
+use crate::plan::{Plan, RangeRule, Recipe, Skipped, VERSION, site_key};
 use crate::rewrite::reverse::ReverseError;
 use crate::run::{RunError, Runner};
-use crate::weights::{Matrix, WeightError};
+use crate::weights::{Matrix, Scaling, WeightError};
 
 use super::gradients::Gradients;
+use super::loss::LossError;
 use super::measure::{GradientReport, Samples, Sensitivity};
 use super::rho::rho;
 use super::{Method, Transforms};
@@ -35,6 +37,14 @@ pub enum Error {
     /// The graph breaks a law.
     #[error(transparent)]
     Law(#[from] crate::ir::Error),
+    /// A sample has no loss.
+    #[error("calibration data: sample {sample}: {source}")]
+    Loss {
+        /// Its name.
+        sample: String,
+        /// Why.
+        source: LossError,
+    },
     /// The calibration data does not fit.
     #[error("calibration data: {0}")]
     Data(String),
@@ -152,7 +162,10 @@ pub fn decide(request: &Request<'_>) -> Result<Prepared, Error> {
             }
         }
         let calibration = Calibration::new(request, samples, found)?;
-        let (weights, report) = calibration.gradients()?;
+        let (weights, report) = calibration.gradients().map_err(|error| {
+            let overflow = matches!(error, Error::Loss { source: LossError::NotFinite { .. }, .. });
+            if overflow { broken_weight(request).unwrap_or(error) } else { error }
+        })?;
         if let Some((sensitivity, report)) = report {
             prepared.sensitivities = sensitivity;
             plan.settings["gradients"] = json!(report);
@@ -185,6 +198,18 @@ pub fn decide(request: &Request<'_>) -> Result<Prepared, Error> {
     }
     prepared.plan = plan;
     Ok(prepared)
+}
+
+/// What is wrong with the first chosen weight that holds values without codes: the likely cause of logits that are no
+/// numbers.
+fn broken_weight(request: &Request<'_>) -> Option<Error> {
+    let (plain, pool) = (Scaling::default(), request.runner.pool());
+    request.chosen.iter().find_map(|chosen| {
+        let matrix = matrix(&request.survey.sites[chosen.site]);
+        let mut blocks =
+            matrix.quantize_blocks(&plain, chosen.spec, RangeRule::IncludeZero, ScaleType::F32, pool, |_| ());
+        blocks.find_map(Result::err).map(Error::Weight)
+    })
 }
 
 /// A search in progress: what the graph and one sample show of it.

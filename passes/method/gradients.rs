@@ -219,7 +219,7 @@ impl Pass<'_> {
                     Some(head) => {
                         let logits = self.stream.run(head, &walker.sides, walker.given(self, piece))?;
                         let loss = answer_loss(&logits[0], &walker.labels)
-                            .map_err(|error| Error::Data(format!("sample {}: {error}", walker.name)))?;
+                            .map_err(|source| Error::Loss { sample: walker.name.clone(), source })?;
                         let (loss, seed) =
                             loss.ok_or_else(|| Error::Internal("a sample lost its labels".to_owned()))?;
                         (loss, Some((self.backward.seeds[0], seed)))

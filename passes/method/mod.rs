@@ -177,10 +177,11 @@ pub const METHODS: &[Method] = &[
         about: "Modality-balanced equalisation (MBQ, CVPR 2025): the same ladder, judged by the absolute error of the \
                 answer rows plus rho times that of the vision rows, rho from gradients of the answer cross-entropy. \
                 Answer rows are those whose logits are supervised; rho is bounded below by the median over the layers \
-                that vision rows can reach.",
+                that vision rows can reach. Ranges are searched, for candidates as for what is written.",
         rows: Rows::Modality,
         transforms: Transforms::Ladder,
         judge: Judge::Absolute,
+        round: Round::RangeSearch,
         floor: Floor::MedianLive,
         ..PLAIN
     },
