@@ -137,6 +137,10 @@ impl Folds<'_> {
                 }
             }
         }
+        let computed = |slot: usize| node.input(slot).is_some_and(|v| self.graph.shown_constant(v).is_none());
+        if is(&["Add"]) && computed(0) && computed(1) {
+            return Err(format!("{} adds two computed values", label()));
+        }
         // The inputs through which channels may come; of a product the second factor first, because exporters write
         // silu(gate) * up.
         let slots: &[usize] = match () {
@@ -148,7 +152,7 @@ impl Folds<'_> {
         };
         let mut why = None;
         for &slot in slots {
-            let Some(before) = node.input(slot).filter(|v| self.graph.constant(*v).is_none()) else { continue };
+            let Some(before) = node.input(slot).filter(|v| self.graph.shown_constant(*v).is_none()) else { continue };
             way.push((producer, slot));
             let found = self.absorb(before, goal, way);
             way.pop();
@@ -162,7 +166,7 @@ impl Folds<'_> {
 
     /// Length of a constant vector that runs along the last axis; no scalar.
     fn vector(&self, value: ValueId) -> Option<usize> {
-        let tensor = self.graph.constant(value)?;
+        let tensor = self.graph.shown_constant(value)?;
         let row = tensor.dtype.is_float() && tensor.len() > 1 && tensor.dims.last() == Some(&tensor.len());
         row.then_some(tensor.len())
     }
@@ -281,7 +285,7 @@ impl Folds<'_> {
                 }
             }
             if node.is("Add") {
-                let bias = node.input(1 - slot).filter(|v| self.graph.constant(*v).is_some());
+                let bias = node.input(1 - slot).filter(|v| self.graph.shown_constant(*v).is_some());
                 let bias = bias.ok_or_else(|| unclear(id, Unclear("adds two computed values")))?;
                 let last = layout.last().filter(|tags| self.vector(bias) == Some(tags.len()));
                 let tags =
@@ -321,7 +325,7 @@ impl Folds<'_> {
 
     fn divided(&self, node: NodeId, slot: usize, entries: usize, channels: Vec<usize>) -> Option<Divided> {
         let value = self.graph.node(node).input(slot)?;
-        let axis = self.graph.constant(value).map_or(0, |t| t.dims.len().saturating_sub(1));
+        let axis = self.graph.shown_constant(value).map_or(0, |t| t.dims.len().saturating_sub(1));
         Some(Divided { constant: self.graph.name(value).to_owned(), node, slot, axis, entries, channels })
     }
 }

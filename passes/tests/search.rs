@@ -197,8 +197,8 @@ fn each_group_is_searched_once_and_nothing_behind_the_last() {
     let ran = Job::new(&model, "awq").run(&Made::new(&model)).expect("a plan");
     let plan = &ran.prepared.plan;
     let searched: Vec<&str> = plan.groups.iter().filter(|g| g.exponent.is_some()).map(|g| g.input.as_str()).collect();
-    assert_eq!(searched, ["h0", "normed"], "`h0` is a frontier: it ends one piece and starts the next");
-    assert_eq!(ran.search, (2, 2));
+    assert_eq!(searched, ["h0", "normed", "act"], "`h0` is a frontier: it ends one piece and starts the next");
+    assert_eq!(ran.search, (3, 3));
     assert!(plan.groups.iter().all(|g| g.exponent.is_some() != g.declined.is_some()));
     assert_eq!(ran.logits, 1, "the logits are computed to trace rows on one sample, and by no search");
 }
