@@ -4,7 +4,7 @@
 //! search walks back from `x` to the first constant that has one entry per channel: the gain of a norm, a gain that is
 //! multiplied in, the rows of a linear layer's weight. On the way there may be anything that moves channels without mixing
 //! them: views, transposes, selections, the product of attention probabilities with values, a ReLU. What those do to
-//! channels is replayed from the producer on with a [`Layout`], which also shows whether someone else reads a channel that
+//! channels is replayed from the producer on with a `Layout`, which also shows whether someone else reads a channel that
 //! would be divided.
 
 use crate::ir::{Def, Graph, NodeId, Uses, ValueId};

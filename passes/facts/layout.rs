@@ -259,7 +259,7 @@ impl Layout {
         let known: Option<Vec<usize>> = block.iter().skip(1).map(Dim::size).collect();
         let kept = !shape.open && !self.open && before.iter().all(|dim| *dim == Dim::Kept);
         match (known, block.first()) {
-            (Some(sizes), Some(Dim::Rest)) if kept && total % sizes.iter().product::<usize>().max(1) == 0 => {
+            (Some(sizes), Some(Dim::Rest)) if kept && total.is_multiple_of(sizes.iter().product::<usize>().max(1)) => {
                 let rest = total / sizes.iter().product::<usize>().max(1);
                 let mut axes = vec![None; first];
                 axes.extend([rest].into_iter().chain(sizes).map(Some));
