@@ -89,6 +89,9 @@ pub struct GroupPlan {
     pub producer: Option<String>,
     /// Why nobody does.
     pub declined: Option<String>,
+    /// 1/s is put before the layers as a `Mul`; then no constant is divided.
+    #[serde(default)]
+    pub mul: bool,
     /// Name of the value at which the error was judged.
     pub judge: String,
     /// Attention or MLP.
@@ -104,7 +107,7 @@ pub struct GroupPlan {
     pub vision_share: Option<f64>,
     /// The equalisation scale s, `[k]`; empty when all ones.
     pub scale: Vec<f32>,
-    /// The constants that absorb 1/s, where something can; untouched while s is all ones.
+    /// The constants that absorb 1/s, where there are any; untouched while s is all ones.
     pub divided: Vec<DividedPlan>,
 }
 

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 
-use mbqc_kernels::Pool;
+use mbqc_kernels::{Format, Pool};
 
 use crate::array::{Array, ArrayError, Compute};
 use crate::ir::{Attr, DType, Def, Graph, Model, Node, NodeId, ValueId, walk};
@@ -160,7 +160,7 @@ impl Walk {
             let foldable = captured.is_empty()
                 && node.inputs.iter().flatten().all(|v| known.contains_key(v))
                 && !node.op.starts_with("Random")
-                && !matches!(node.op.as_str(), "MatMulNBits" | "MbqMatMulW3");
+                && Format::carried_by(&node.domain, &node.op, node.int("bits", 4)).is_none();
             if foldable {
                 let outputs = self.eval_node(&scope, graph, step.node, &|v| known.get(&v).cloned())?;
                 for (slot, array) in outputs.into_iter().enumerate() {

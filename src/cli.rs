@@ -104,6 +104,9 @@ pub struct Switches {
     /// Casts to half types round while calibrating (as the graph does where it runs), or keep the value.
     #[arg(long, value_enum)]
     pub half_casts: Option<HalfCastsArg>,
+    /// Where no constant can absorb a scale: put a Mul before the layers, or leave them unscaled (reference code).
+    #[arg(long, value_enum)]
+    pub unfolded: Option<UnfoldedArg>,
     /// Scales rounded to their stored type before codes are made, or kept in f32 (reference code).
     #[arg(long, value_enum)]
     pub scales: Option<ScalesArg>,
@@ -156,6 +159,15 @@ pub enum HalfCastsArg {
     Round,
     /// Keep the value.
     Keep,
+}
+
+/// Values of --unfolded.
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnfoldedArg {
+    /// A Mul before the layers, where the search finds that a scale helps.
+    Mul,
+    /// A scale of one.
+    Leave,
 }
 
 /// Values of --scales.

@@ -3,8 +3,6 @@
 //!
 //! The corpus is found as `tests/support` says; without it these tests have nothing to do.
 
-#![allow(clippy::print_stdout, reason = "each test says in a line how much of the corpus it covered")]
-
 mod support;
 
 use std::collections::{BTreeMap, HashSet};
@@ -22,7 +20,7 @@ use mbqc_passes::run::{Feeds, RunError, Runner, Walk};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use support::{Export, Outcome, compile, corpus, difference, oracle, python, skip};
+use support::{Export, Outcome, compile, corpus, difference, oracle, python, tell};
 
 type Counts = BTreeMap<String, usize>;
 
@@ -33,11 +31,7 @@ type Counts = BTreeMap<String, usize>;
 /// comparison and have the next test.
 #[test]
 fn every_weight_bearing_node_is_accounted_for() -> Outcome {
-    let exports = corpus()?;
-    if exports.is_empty() {
-        skip("no corpus (set MBQC_CORPUS)");
-        return Ok(());
-    }
+    let Some(exports) = corpus()? else { return Ok(()) };
     let (mut sites, mut others, mut uncounted) = (0, 0, 0);
     let mut problems = Vec::new();
     for export in &exports {
@@ -60,11 +54,11 @@ fn every_weight_bearing_node_is_accounted_for() -> Outcome {
         sites += found.sites.len();
         others += found.others.len();
     }
-    println!(
+    tell(&format!(
         "corpus: {} graphs, {sites} linear layers and {others} other uses of weights, {uncounted} of them tables and weights \
          further behind",
         exports.len()
-    );
+    ));
     assert!(problems.is_empty(), "{}", problems.join("\n"));
     Ok(())
 }
@@ -134,11 +128,7 @@ const BEHIND: &str = "its weight reaches the ";
 /// operands for weights, and by direct readers for the rest.
 #[test]
 fn every_constant_that_may_be_a_weight_is_listed() -> Outcome {
-    let exports = corpus()?;
-    if exports.is_empty() {
-        skip("no corpus (set MBQC_CORPUS)");
-        return Ok(());
-    }
+    let Some(exports) = corpus()? else { return Ok(()) };
     let (mut constants, mut small, mut parameters, mut pairs) = (0, 0, 0, 0);
     let (mut sites, mut others, mut reasons) = (0, 0, Counts::new());
     let mut problems = Vec::new();
@@ -191,10 +181,10 @@ fn every_constant_that_may_be_a_weight_is_listed() -> Outcome {
             }
         }
     }
-    println!(
+    tell(&format!(
         "corpus: {constants} constants that may be weights ({parameters} of them scales and zero points, {small} small tables), \
          {pairs} pairs of a constant and a product, convolution or lookup; {sites} sites, {others} others: {reasons:#?}"
-    );
+    ));
     assert!(problems.is_empty(), "{}", problems.join("\n"));
     Ok(())
 }
@@ -273,11 +263,7 @@ struct Judged {
 
 #[test]
 fn compiled_graphs_compute_what_their_fake_quantized_originals_do() -> Outcome {
-    let exports = corpus()?;
-    if exports.is_empty() {
-        skip("no corpus (set MBQC_CORPUS)");
-        return Ok(());
-    }
+    let Some(exports) = corpus()? else { return Ok(()) };
     let Some(python) = python() else { return Ok(()) };
     let folder = tempfile::tempdir()?;
     let mut jobs = Vec::new();
@@ -336,7 +322,7 @@ fn compiled_graphs_compute_what_their_fake_quantized_originals_do() -> Outcome {
     }
     let left_count: usize = left.values().sum();
     let list = |counts: &Counts| counts.iter().map(|(what, n)| format!("{n} {what}")).collect::<Vec<_>>().join("; ");
-    println!(
+    tell(&format!(
         "corpus: {} graphs, {} compiled ({layers} layers) and equal to {worst:.1e} on {runs} inputs ({worst_half:.1e} in \
          float16; {refused} inputs that the original refuses; left in fused operators: {}; left because the weight is cut out \
          of another: {}), {left_count} without float linear layers ({})",
@@ -345,7 +331,7 @@ fn compiled_graphs_compute_what_their_fake_quantized_originals_do() -> Outcome {
         list(&fused),
         list(&behind),
         list(&left)
-    );
+    ));
     assert!(problems.is_empty(), "{}", problems.join("\n"));
     assert_eq!(judged.len() + left_count, exports.len());
     Ok(())
@@ -398,11 +384,7 @@ enum Verdict {
 
 #[test]
 fn our_evaluator_agrees_with_onnxruntime() -> Outcome {
-    let exports = corpus()?;
-    if exports.is_empty() {
-        skip("no corpus (set MBQC_CORPUS)");
-        return Ok(());
-    }
+    let Some(exports) = corpus()? else { return Ok(()) };
     let runner = Walk::new(Pool::new(2), Compute::F32);
     let (mut agreeing, mut worst) = (0, 0f64);
     let (mut wrong, mut rough) = (Vec::new(), Vec::new());
@@ -432,7 +414,7 @@ fn our_evaluator_agrees_with_onnxruntime() -> Outcome {
         }
     }
     let reasons: Vec<String> = cannot.iter().map(|(why, graphs)| format!("{graphs} {why}")).collect();
-    println!(
+    tell(&format!(
         "corpus: {} graphs, our evaluator agrees on {agreeing} (to {worst:.1e}; where onnxruntime computes in int8 or \
          float16: {}), is wrong on {}, cannot run {}: {}",
         exports.len(),
@@ -440,7 +422,7 @@ fn our_evaluator_agrees_with_onnxruntime() -> Outcome {
         wrong.len(),
         cannot.values().sum::<usize>(),
         reasons.join("; ")
-    );
+    ));
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     Ok(())
 }

@@ -2,8 +2,6 @@
 //! both float types, in the main graph and inside an `If`. `tests/oracle/bodies_matrix.sh` tries the same cases on older
 //! versions of onnxruntime.
 
-#![allow(clippy::print_stdout, reason = "says how many cases were run")]
-
 mod support;
 
 use std::fs;
@@ -14,7 +12,7 @@ use mbqc::onnx::{ReadOptions, WriteOptions, read, write};
 use mbqc_passes::ir::text;
 use serde::Deserialize;
 
-use support::{Outcome, compile, oracle, python};
+use support::{Outcome, compile, oracle, python, tell};
 
 #[derive(Deserialize)]
 struct Case {
@@ -56,7 +54,7 @@ fn bodies_compute_the_closed_form_in_stock_onnxruntime() -> Outcome {
             (problem, error) => problems.push(format!("{}: {problem:?}, off by {error:?}", one.name)),
         }
     }
-    println!("bodies: {} cases, {} as the closed form says", judged.len(), judged.len() - problems.len());
+    tell(&format!("bodies: {} cases, {} as the closed form says", judged.len(), judged.len() - problems.len()));
     assert!(problems.is_empty(), "{}", problems.join("\n"));
     assert_eq!(judged.len(), cases.len());
     assert!(!cases.is_empty());

@@ -9,7 +9,19 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 forbid_skips=${MBQC_FORBID_SKIPS:-0}
 verdict="FAILED"
-trap 'echo "tests/run.sh: $verdict"' EXIT
+# Tests append to it what they covered and why they had nothing to do.
+MBQC_REPORT=$(mktemp)
+export MBQC_REPORT
+
+conclude() {
+    local skips
+    skips=$(grep -c '^skipped: ' "$MBQC_REPORT" || true)
+    grep -v '^skipped: ' "$MBQC_REPORT" | sort || true
+    grep '^skipped: ' "$MBQC_REPORT" | sort | uniq -c | sed 's/^ *\([0-9]*\) skipped:/\1 skipped:/' || true
+    rm -f "$MBQC_REPORT"
+    echo "tests/run.sh: $verdict, $skips skipped"
+}
+trap conclude EXIT
 
 # Makes .venv, or leaves it alone when it holds what tests/requirements.txt asks for.
 make_venv() {
@@ -26,7 +38,6 @@ print(hashlib.sha256(open("tests/requirements.txt", "rb").read()).hexdigest(), *
     echo "$wanted" >"$stamp"
 }
 
-skipped=""
 if [[ -z ${MBQC_PYTHON:-} ]]; then
     if make_venv; then
         export MBQC_PYTHON="$PWD/.venv/bin/python"
@@ -35,7 +46,6 @@ if [[ -z ${MBQC_PYTHON:-} ]]; then
         exit 1
     else
         echo "no Python environment for the oracles: tests that compare with onnxruntime will be skipped" >&2
-        skipped=" (without the oracles: no Python environment)"
     fi
 fi
 
@@ -47,4 +57,4 @@ fi
 # nextest runs no doc tests.
 cargo test --workspace --features tract --doc
 
-verdict="all tests passed$skipped"
+verdict="all tests passed"

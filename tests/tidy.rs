@@ -274,6 +274,34 @@ fn files_have_a_size_to_live_in() {
     assert!(lines < 300, "ARCHITECTURE.md has {lines} lines; it is a bird's-eye view");
 }
 
+/// Files are named from the root, or from the folder of a crate.
+#[test]
+fn files_that_the_documents_name_exist() {
+    let (mut lost, mut count) = (Vec::new(), 0);
+    for document in ["README.md", "ARCHITECTURE.md"] {
+        let text = read(document);
+        for named in text.split('`').skip(1).step_by(2) {
+            let path = Path::new(named);
+            let kind = path.extension().and_then(|extension| extension.to_str());
+            if !named.contains('/')
+                || named.contains([' ', '*', ':'])
+                || !matches!(kind, Some("rs" | "sh" | "py" | "txt"))
+            {
+                continue;
+            }
+            count += 1;
+            if !["", "src", "passes", "kernels", "models", "tests"]
+                .iter()
+                .any(|base| root().join(base).join(path).exists())
+            {
+                lost.push(format!("{document}: {named}"));
+            }
+        }
+    }
+    assert!(count >= 10, "only {count} names of files were found");
+    none("names of files that are not there", &lost);
+}
+
 #[test]
 fn data_stays_small() {
     let data = files().into_iter().filter(|name| name.starts_with("tests/") || name.starts_with("models/"));

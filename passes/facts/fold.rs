@@ -21,6 +21,24 @@ pub struct Fold {
     pub divided: Vec<Divided>,
     /// The index of the site whose rows are divided, when the producer is one.
     pub site: Option<usize>,
+    /// No constant absorbs 1/s: it is put before the layers as a `Mul`.
+    pub mul: bool,
+}
+
+impl Fold {
+    /// A `Mul` before the layers, where no constant absorbs 1/s for this reason.
+    pub fn by_mul(reason: &str) -> Fold {
+        Fold { producer: format!("a Mul before the layers ({reason})"), divided: Vec::new(), site: None, mul: true }
+    }
+}
+
+/// No constant absorbs a group's 1/s.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Declined {
+    /// Why.
+    pub reason: String,
+    /// Whether the layers can take a scale nevertheless, by a `Mul` with 1/s before them.
+    pub mul: bool,
 }
 
 /// One constant that a fold divides.
@@ -62,7 +80,15 @@ const LONGEST: usize = 24;
 
 impl Folds<'_> {
     /// Who divides `input`, which the sites read: the constants, or why there are none.
-    pub(super) fn find(&self, input: ValueId, sites: &[usize]) -> Result<Fold, String> {
+    pub(super) fn find(&self, input: ValueId, sites: &[usize]) -> Result<Fold, Declined> {
+        let k = self.common_k(sites).map_err(|reason| Declined { reason, mul: false })?;
+        let folded =
+            self.only_read_by(input, sites).and_then(|()| self.absorb(input, Goal { input, k }, &mut Vec::new()));
+        folded.map_err(|reason| Declined { reason, mul: true })
+    }
+
+    /// The input channels of the sites, or why none of them can take a scale.
+    fn common_k(&self, sites: &[usize]) -> Result<usize, String> {
         let mut k = 0;
         for &index in sites {
             let site = &self.survey.sites[index];
@@ -74,8 +100,7 @@ impl Folds<'_> {
                 return Err(format!("weight `{}` is shared with another layer", site.weight.name));
             }
         }
-        self.only_read_by(input, sites)?;
-        self.absorb(input, Goal { input, k }, &mut Vec::new())
+        Ok(k)
     }
 
     fn sites_with_weight_of(&self, site: &Site) -> usize {
@@ -320,7 +345,7 @@ impl Folds<'_> {
             let entries = entries.ok_or_else(|| unclear(node, Unclear("adds to other channels")))?;
             divided.extend(self.divided(node, slot, tags.len(), entries));
         }
-        Ok(Fold { producer, divided, site })
+        Ok(Fold { producer, divided, site, mul: false })
     }
 
     fn divided(&self, node: NodeId, slot: usize, entries: usize, channels: Vec<usize>) -> Option<Divided> {

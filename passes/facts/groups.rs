@@ -11,7 +11,7 @@ use petgraph::visit::Reversed;
 
 use crate::ir::{Def, Graph, Node, NodeId, Uses, ValueId, walk};
 
-use super::fold::{Fold, Folds};
+use super::fold::{Declined, Fold, Folds};
 use super::sites::{Site, Survey};
 
 /// What lies on the way from a group to its judging point.
@@ -33,8 +33,8 @@ pub struct Group {
     pub input: ValueId,
     /// Input channels.
     pub k: usize,
-    /// Who absorbs 1/s, or why nobody can.
-    pub fold: Result<Fold, String>,
+    /// Which constants absorb 1/s, or why there are none.
+    pub fold: Result<Fold, Declined>,
     /// Where the error is judged.
     pub judge: ValueId,
     /// Attention or MLP.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::array::Array;
-use crate::ir::{Def, Graph, ValueId};
+use crate::ir::{Def, Graph, ValueId, walk};
 use crate::ops::{self, Flow, FlowCall, Rows, Space};
 use crate::run::{Feeds, RunError, Runner};
 use crate::stream::Stream;
@@ -53,19 +53,20 @@ pub fn find_merge(graph: &Graph) -> Result<Option<Merge>, crate::ir::Error> {
         let (Some(a), Some(b), Some(out)) = (node.input(0), node.input(1), node.output(0)) else { continue };
         for (ids, constant) in [(a, b), (b, a)] {
             let token = scalar_constant(graph, constant);
-            if let (Some(token), Some(input)) = (token, through_views(graph, ids)) {
-                masks.push((out, input, token));
+            let ids = walk::behind_views(graph, ids);
+            if let (Some(token), Def::Input) = (token, &graph.value(ids).def) {
+                masks.push((out, ids, token));
             }
         }
     }
     let pixels: Vec<ValueId> = graph.inputs().iter().copied().filter(|&v| looks_like_image(graph, v)).collect();
-    let from_pixels = crate::ir::walk::reached_from(graph, &pixels)?;
+    let from_pixels = walk::reached_from(graph, &pixels)?;
     for (mask, ids, image_token) in masks {
-        let from_ids = crate::ir::walk::reached_from(graph, &[ids])?;
-        let from_mask = crate::ir::walk::reached_from(graph, &[mask])?;
+        let from_ids = walk::reached_from(graph, &[ids])?;
+        let from_mask = walk::reached_from(graph, &[mask])?;
         let mut merged = graph.nodes().filter(|(_, node)| {
             let reads = |marks: &[bool]| node.inputs.iter().flatten().any(|v| marks[v.0 as usize]);
-            matches!(node.op.as_str(), "ScatterND" | "Where" | "ScatterElements")
+            ["ScatterND", "Where", "ScatterElements"].iter().any(|op| node.is(op))
                 && reads(&from_pixels)
                 && reads(&from_ids)
                 && reads(&from_mask)
@@ -99,22 +100,6 @@ fn scalar_constant(graph: &Graph, value: ValueId) -> Option<i64> {
     match tensor.to_i64()?.as_slice() {
         [token] => Some(*token),
         _ => None,
-    }
-}
-
-/// The graph input behind casts and views.
-fn through_views(graph: &Graph, mut value: ValueId) -> Option<ValueId> {
-    loop {
-        match &graph.value(value).def {
-            Def::Input => return Some(value),
-            Def::Node(producer, _) => {
-                let node = graph.node(*producer);
-                let view =
-                    matches!(node.op.as_str(), "Cast" | "Identity" | "Reshape" | "Unsqueeze" | "Squeeze" | "Flatten");
-                value = node.input(0).filter(|_| view)?;
-            }
-            Def::Const(_) | Def::Outer => return None,
-        }
     }
 }
 
@@ -160,7 +145,7 @@ pub fn trace_rows(
         }
     }
     let images: Vec<ValueId> = graph.inputs().iter().copied().filter(|&v| looks_like_image(graph, v)).collect();
-    let from_images = crate::ir::walk::reached_from(graph, &images)?;
+    let from_images = walk::reached_from(graph, &images)?;
     let mut observe = |_, node: &crate::ir::Node, inputs: &[Option<Array>], outputs: &[Array]| {
         let input_rows: Vec<Option<Rows>> =
             node.inputs.iter().map(|v| v.and_then(|v| rows.get(&v)).map(|(rows, _)| *rows)).collect();

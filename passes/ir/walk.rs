@@ -1,9 +1,9 @@
-//! Orders and reachability, on petgraph.
+//! Orders, reachability, and what lies behind views.
 
 use petgraph::algo::toposort;
 use petgraph::graph::{DiGraph, NodeIndex};
 
-use super::{Error, Graph, NodeId, ValueId};
+use super::{Error, Graph, Node, NodeId, ValueId};
 
 /// The graph as petgraph sees it: one vertex per node, one edge per value that flows.
 pub fn petgraph(graph: &Graph) -> (DiGraph<NodeId, ValueId>, Vec<Option<NodeIndex>>) {
@@ -42,6 +42,23 @@ pub fn topological(graph: &Graph) -> Result<Vec<NodeId>, Error> {
         Ok(order) => Ok(order.into_iter().map(|index| view[index]).collect()),
         Err(cycle) => Err(Error::Cycle(graph.label(view[cycle.node_id()]))),
     }
+}
+
+/// Whether a node gives the elements of its first input in another shape or type.
+fn is_view(node: &Node) -> bool {
+    let views = ["Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose"];
+    views.iter().any(|op| node.is(op))
+}
+
+/// The value whose elements `value` shows in another shape or type; `value` itself if it is no view.
+pub fn behind_views(graph: &Graph, mut value: ValueId) -> ValueId {
+    while let Some((producer, _)) = graph.producer(value) {
+        match graph.node(producer).input(0).filter(|_| is_view(graph.node(producer))) {
+            Some(before) => value = before,
+            None => break,
+        }
+    }
+    value
 }
 
 /// Marks every value that depends on one of `sources` (which are marked too). Indexed by [`ValueId`].

@@ -1,6 +1,7 @@
 //! What becomes of the constants that absorb 1/s, as they will be stored.
 
 use crate::facts::groups::Group;
+use crate::facts::sites::Survey;
 use crate::ir::{DType, Graph, Tensor, ValueId};
 use crate::plan::ScaleRule;
 
@@ -43,8 +44,23 @@ pub(super) struct Effect {
 
 impl Absorbers {
     /// Those of a group. `quantized` are the names of the weights that will be quantized.
-    pub(super) fn of(graph: &Graph, group: &Group, quantized: &[&str], scales: ScaleRule) -> Absorbers {
+    pub(super) fn of(
+        graph: &Graph,
+        group: &Group,
+        survey: &Survey,
+        quantized: &[&str],
+        scales: ScaleRule,
+    ) -> Absorbers {
         let Ok(fold) = &group.fold else { return Absorbers::default() };
+        let as_stored = scales == ScaleRule::Stored;
+        if fold.mul {
+            // The constant that will hold 1/s is a gain of one that absorbs s.
+            let dtype = survey.sites[group.sites[0]].weight.read_as;
+            return Absorbers {
+                all: vec![Absorber { dtype, values: vec![1.0; group.k], role: Role::Gain }],
+                as_stored,
+            };
+        }
         let mut all = Vec::new();
         let additive = added_directly(graph, group);
         for (index, divided) in fold.divided.iter().enumerate() {
@@ -60,7 +76,7 @@ impl Absorbers {
             let Some(values) = divided.channels.iter().map(feeds).collect() else { continue };
             all.push(Absorber { dtype: tensor.dtype, values, role });
         }
-        Absorbers { all, as_stored: scales == ScaleRule::Stored }
+        Absorbers { all, as_stored }
     }
 
     /// What a candidate scale makes of the group's input. `None` when it takes a constant out of its type's range: an entry

@@ -6,6 +6,7 @@ use mbqc_kernels::Spec;
 use mbqc_kernels::affine::ScaleType;
 use serde_json::json;
 
+use crate::facts::fold::{Declined, Fold};
 use crate::facts::groups::{self, Group};
 use crate::facts::modality::{Trace, trace_rows};
 use crate::facts::segments::{Cuts, cut};
@@ -20,7 +21,7 @@ use super::gradients::Gradients;
 use super::loss::LossError;
 use super::measure::{GradientReport, Samples, Sensitivity};
 use super::rho::rho;
-use super::{Method, Transforms};
+use super::{Method, Transforms, Unfolded};
 
 /// Why no plan could be made.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -157,8 +158,14 @@ pub fn decide(request: &Request<'_>) -> Result<Prepared, Error> {
         found.retain(|g| g.sites.iter().any(|s| spec_of.contains_key(s)));
         for group in &mut found {
             if let Some(left) = group.sites.iter().find(|s| !spec_of.contains_key(s)) {
-                let name = &request.survey.sites[*left].name;
-                group.fold = Err(format!("`{name}` reads the same value and is not quantized"));
+                let reason =
+                    format!("`{}` reads the same value and is not quantized", request.survey.sites[*left].name);
+                let mul = group.fold.as_ref().map_or_else(|declined| declined.mul, |_| true);
+                group.fold = Err(Declined { reason, mul });
+            }
+            if let (Unfolded::Mul, Err(Declined { reason, mul: true })) = (method.unfolded, &group.fold) {
+                group.fold = Ok(Fold::by_mul(reason));
+                group.sites.retain(|site| spec_of.contains_key(site));
             }
         }
         let calibration = Calibration::new(request, samples, found)?;
@@ -175,6 +182,7 @@ pub fn decide(request: &Request<'_>) -> Result<Prepared, Error> {
         plan.settings["answer_rows"] = json!(method.shift);
         plan.settings["rho"] = json!(method.scheme);
         plan.settings["floor"] = json!(method.floor);
+        plan.settings["unfolded"] = json!(method.unfolded);
         for (index, entry) in calibration.search(&weights, &spec_of)?.into_iter().enumerate() {
             for site in &calibration.groups[index].sites {
                 group_of.insert(*site, index);

@@ -104,6 +104,16 @@ pub enum Floor {
     MedianLive,
 }
 
+/// What is done where no constant absorbs the inverse of a scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Unfolded {
+    /// The scale stays one, as in the reference code.
+    Leave,
+    /// A `Mul` is put before the layers where the search finds that a scale helps.
+    Mul,
+}
+
 /// A method: one choice on each axis, and the switches that set the paper and its code apart.
 #[derive(Clone, Debug)]
 pub struct Method {
@@ -127,6 +137,8 @@ pub struct Method {
     pub floor: Floor,
     /// Precision of scales, and of the producers that absorb their inverse, while candidates are judged and codes made.
     pub scales: ScaleRule,
+    /// What is done where no constant absorbs the inverse of a scale.
+    pub unfolded: Unfolded,
 }
 
 impl Method {
@@ -152,6 +164,7 @@ const PLAIN: Method = Method {
     scheme: Scheme::Reference,
     floor: Floor::None,
     scales: ScaleRule::Stored,
+    unfolded: Unfolded::Leave,
 };
 
 /// All methods.
@@ -183,6 +196,7 @@ pub const METHODS: &[Method] = &[
         judge: Judge::Absolute,
         round: Round::RangeSearch,
         floor: Floor::MedianLive,
+        unfolded: Unfolded::Mul,
         ..PLAIN
     },
     Method {

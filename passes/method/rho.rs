@@ -84,6 +84,7 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::facts::fold::Declined;
 
     #[test]
     fn medians() {
@@ -93,7 +94,7 @@ mod tests {
     }
 
     fn mlp(judge: u32) -> Group {
-        let (sites, input, fold) = (Vec::new(), ValueId(100 + judge), Err(String::new()));
+        let (sites, input, fold) = (Vec::new(), ValueId(100 + judge), Err(Declined { reason: String::new(), mul: false }));
         Group { sites, input, k: 1, fold, judge: ValueId(judge), kind: Kind::Mlp }
     }
 

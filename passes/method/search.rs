@@ -179,7 +179,7 @@ impl Calibration<'_> {
             judge_rows: rows(group.judge),
             rho: rho.unwrap_or(0.0),
             weights,
-            absorbers: Absorbers::of(graph, group, &quantized, request.method.scales),
+            absorbers: Absorbers::of(graph, group, request.survey, &quantized, request.method.scales),
             held_bytes: request.held_bytes,
         }
         .run()
@@ -200,7 +200,8 @@ pub fn group_plan(graph: &Graph, survey: &Survey, group: &Group, rho: Option<f64
         input: graph.name(group.input).to_owned(),
         sites: group.sites.iter().map(|&s| survey.sites[s].name.clone()).collect(),
         producer: fold.map(|f| f.producer.clone()),
-        declined: group.fold.as_ref().err().cloned(),
+        declined: group.fold.as_ref().err().map(|declined| declined.reason.clone()),
+        mul: fold.is_some_and(|f| f.mul),
         judge: graph.name(group.judge).to_owned(),
         kind: group.kind,
         rho,

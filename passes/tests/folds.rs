@@ -205,7 +205,7 @@ fn found(model: &Model, survey: &Survey) -> Vec<Group> {
 fn line(model: &Model, survey: &Survey, group: &Group) -> String {
     let sites: Vec<&str> = group.sites.iter().map(|&s| survey.sites[s].weight.name.as_str()).collect();
     let how = match &group.fold {
-        Err(why) => format!("declined: {why}"),
+        Err(declined) => format!("declined: {}", declined.reason),
         Ok(fold) => {
             let each = fold.divided.iter().map(|d| {
                 let first = d.channels[0];
@@ -284,7 +284,7 @@ fn plan(recipes: Vec<Recipe>, groups: Vec<GroupPlan>) -> Plan {
     }
 }
 
-/// Applies all folds with scales from a half to two, in 8 bits, and looks for a difference that rounding does not explain.
+/// Applies all folds, and a `Mul` where there is none, with scales from a half to two, in 8 bits, and looks for a difference that rounding does not explain.
 ///
 /// `spoil` may change the plan before.
 fn error(model: &Model, quantized: impl Fn(&str) -> bool, spoil: impl FnOnce(&mut Plan)) -> f64 {
@@ -298,7 +298,8 @@ fn error(model: &Model, quantized: impl Fn(&str) -> bool, spoil: impl FnOnce(&mu
     );
     for (i, (entry, group)) in plan.groups.iter_mut().zip(&groups).enumerate() {
         let all = group.sites.iter().all(|&s| quantized(&survey.sites[s].weight.name));
-        if group.fold.is_ok() && all {
+        entry.mul = group.fold.as_ref().is_err_and(|declined| declined.mul);
+        if entry.mul || (group.fold.is_ok() && all) {
             entry.scale = uniform(i as u64, group.k).into_iter().map(|u| 2f32.powf(2.0 * u - 1.0)).collect();
         }
     }
@@ -338,12 +339,17 @@ fn folded_graphs_compute_the_same() {
 
 #[test]
 fn a_fold_that_forgets_a_constant_is_seen() {
-    let mut tried = 0;
+    let (mut tried, mut multiplied) = (0, 0);
     for case in CASES {
         let model = model(case);
         let plain = rounding(&model, |_| true);
         let groups = found(&model, &survey(&model).expect("the graph is lawful"));
         for (index, group) in groups.iter().enumerate() {
+            if group.fold.as_ref().is_err_and(|declined| declined.mul) {
+                let off = error(&model, |_| true, |plan| plan.groups[index].mul = false);
+                assert!(off > MORE * plain, "{}: without the Mul of group {index}: {off}, {plain}", case.about);
+                multiplied += 1;
+            }
             for forgotten in 0..group.fold.as_ref().map_or(0, |fold| fold.divided.len()) {
                 let off = error(&model, |_| true, |plan| drop(plan.groups[index].divided.remove(forgotten)));
                 assert!(off > MORE * plain, "{}: divisor {forgotten} of group {index}: {off}, {plain}", case.about);
@@ -351,7 +357,7 @@ fn a_fold_that_forgets_a_constant_is_seen() {
             }
         }
     }
-    assert!(tried > 10, "{tried}");
+    assert!(tried > 10 && multiplied > 10, "{tried}, {multiplied}");
 }
 
 /// The producer's weight is the attribute of a `Constant` node and stays float.

@@ -21,7 +21,6 @@ use crate::data::{Extras, InputSpec, Processor, Sample, Set, bind};
 pub use self::census::Census;
 pub use self::frontend::Frontend;
 pub use self::image::{ImageToken, image_token};
-pub(crate) use self::table::is_view;
 
 /// Where samples come from and what they are made for.
 #[derive(Clone, Copy)]

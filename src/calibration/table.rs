@@ -1,7 +1,7 @@
 //! What a graph shows about the ids it is given.
 
 use mbqc_passes::facts::modality::Merge;
-use mbqc_passes::ir::{Def, Dim, Error, Graph, Node, Type, ValueId, walk};
+use mbqc_passes::ir::{Def, Dim, Error, Graph, Type, ValueId, walk};
 
 /// A table that ids of a graph input are looked up in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,32 +20,15 @@ pub(super) struct Table {
 pub(super) fn tables(graph: &Graph) -> Vec<Table> {
     let lookups = graph.nodes().filter(|(_, node)| node.is("Gather") && node.int("axis", 0) == 0);
     let each = lookups.filter_map(|(_, node)| {
-        let (table, ids) = (node.input(0)?, through_views(graph, node.input(1)?)?);
+        let (table, ids) = (node.input(0)?, walk::behind_views(graph, node.input(1)?));
+        if !matches!(graph.value(ids).def, Def::Input) {
+            return None;
+        }
         let dims = &graph.constant(table)?.dims;
         let &[rows, width] = dims.as_slice() else { return None };
         Some(Table { input: graph.name(ids).to_owned(), name: graph.name(table).to_owned(), rows, width })
     });
     each.collect()
-}
-
-/// The graph input behind casts and views.
-fn through_views(graph: &Graph, mut value: ValueId) -> Option<ValueId> {
-    loop {
-        match &graph.value(value).def {
-            Def::Input => return Some(value),
-            Def::Node(producer, _) => {
-                let node = graph.node(*producer);
-                value = node.input(0).filter(|_| is_view(node))?;
-            }
-            Def::Const(_) | Def::Outer => return None,
-        }
-    }
-}
-
-/// Whether a node gives the elements of its first input in another shape or type.
-pub(crate) fn is_view(node: &Node) -> bool {
-    let views = ["Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose"];
-    node.domain.is_empty() && views.contains(&node.op.as_str())
 }
 
 /// Size of the vocabulary, where the logits declare it.
@@ -67,7 +50,7 @@ fn reached(graph: &Graph, sources: &[ValueId]) -> Result<Vec<bool>, Error> {
     }
     for id in walk::topological(graph)? {
         let node = graph.node(id);
-        let ends = ["Shape", "Size", "Equal", "Not", "NonZero", "ConstantOfShape"].contains(&node.op.as_str());
+        let ends = ["Shape", "Size", "Equal", "Not", "NonZero", "ConstantOfShape"].iter().any(|op| node.is(op));
         if !ends && graph.reads(id).any(|value| marks[value.0 as usize]) {
             node.outputs.iter().flatten().for_each(|output| marks[output.0 as usize] = true);
         }

@@ -79,10 +79,16 @@ fn check(plan: &Plan) -> Result<(), String> {
         if let Some(bad) = group.scale.iter().find(|s| !(s.is_finite() && **s > 0.0)) {
             return Err(format!("group {index} (`{input}`) has a scale of {bad}, expected finite numbers above zero"));
         }
-        if !group.scale.is_empty() && group.divided.is_empty() {
+        if !group.scale.is_empty() && group.divided.is_empty() && !group.mul {
             let why = group.declined.as_deref().unwrap_or("no constant is named in `divided`");
             return Err(format!(
-                "group {index} (`{input}`) has a scale, but nothing absorbs its inverse ({why}); leave `scale` empty"
+                "group {index} (`{input}`) has a scale, but nothing absorbs its inverse ({why}); leave `scale` empty, or set `mul`"
+            ));
+        }
+        if group.mul && !group.divided.is_empty() {
+            let constant = &group.divided[0].constant;
+            return Err(format!(
+                "group {index} (`{input}`) has `mul` and divides `{constant}`, which would scale twice; take one out"
             ));
         }
     }

@@ -6,14 +6,14 @@ use indexmap::IndexMap;
 use mbqc_passes::array::{Array, Compute};
 use mbqc_passes::facts::modality::{Class, trace_rows};
 use mbqc_passes::facts::segments::cut;
-use mbqc_passes::ir::{Graph, Model, Type, ValueId};
+use mbqc_passes::ir::{Graph, Model, Type, ValueId, walk};
 use mbqc_passes::method::{CalibrationSample, MaskShift, class_of};
 use mbqc_passes::ops::Rows;
 use mbqc_passes::run::{Runner, Segment, Walk};
 use serde_json::json;
 
 use crate::Error;
-use crate::calibration::{Data, DataSamples, Frontend, class_name, image_token, is_view, logits_output};
+use crate::calibration::{Data, DataSamples, Frontend, class_name, image_token, logits_output};
 use crate::cli::Common;
 use crate::data;
 use crate::folder::Folder;
@@ -172,14 +172,14 @@ pub fn verify(request: &VerifyRequest, common: &Common) -> Result<(), Error> {
 /// Where both graphs have a value of the same name between their blocks, each block once: views of a value that is there
 /// already say nothing new.
 fn blocks_of(fp: &Graph, necks: &[ValueId], logits: ValueId, quantized: &Graph) -> Vec<(String, ValueId, ValueId)> {
-    let mut seen = vec![behind_views(fp, logits)];
+    let mut seen = vec![walk::behind_views(fp, logits)];
     let mut blocks = Vec::new();
     for &neck in necks {
         let float = match &fp.value(neck).ty {
             Some(Type::Tensor(dtype, _)) => dtype.is_float(),
             _ => true,
         };
-        let value = behind_views(fp, neck);
+        let value = walk::behind_views(fp, neck);
         let name = fp.name(neck);
         if let (true, false, Some(other)) = (float, seen.contains(&value), quantized.find(name)) {
             seen.push(value);
@@ -187,18 +187,6 @@ fn blocks_of(fp: &Graph, necks: &[ValueId], logits: ValueId, quantized: &Graph) 
         }
     }
     blocks
-}
-
-/// The value that a value shows in another shape or type.
-fn behind_views(graph: &Graph, mut value: ValueId) -> ValueId {
-    while let Some((node, _)) = graph.producer(value) {
-        let node = graph.node(node);
-        match node.input(0).filter(|_| is_view(node)) {
-            Some(input) => value = input,
-            None => break,
-        }
-    }
-    value
 }
 
 /// How many layers of a model ask onnxruntime for int8 activations.

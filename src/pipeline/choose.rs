@@ -8,12 +8,12 @@ use mbqc_kernels::Spec;
 use mbqc_passes::facts::sites::{Survey, Tower};
 use mbqc_passes::ir::Model;
 use mbqc_passes::method::driver::Chosen;
-use mbqc_passes::method::{self, Floor, MaskShift, Method, Round, Scheme};
+use mbqc_passes::method::{self, Floor, MaskShift, Method, Round, Scheme, Unfolded};
 use mbqc_passes::plan::{ScaleRule, SkipKind, Skipped};
 use mbqc_passes::rewrite::apply::can_apply;
 
 use crate::Error;
-use crate::cli::{AnswerRowsArg, Compile, FloorArg, RangeArg, RhoArg, ScalesArg, TargetArg};
+use crate::cli::{AnswerRowsArg, Compile, FloorArg, RangeArg, RhoArg, ScalesArg, TargetArg, UnfoldedArg};
 use crate::report::progress::Progress;
 
 /// Tells which options have no effect, because nothing they speak of happens.
@@ -28,6 +28,7 @@ pub(super) fn tell_idle_options(options: &Compile, method: &Method, progress: &P
         ("--answer-rows", switches.answer_rows.is_some()),
         ("--floor", switches.floor.is_some()),
         ("--half-casts", switches.half_casts.is_some()),
+        ("--unfolded", switches.unfolded.is_some()),
     ];
     let of_gradients = [("--answer-rows", switches.answer_rows.is_some()), ("--floor", switches.floor.is_some())];
     let (all, why): (&[(&str, bool)], &str) = match (method.needs_data(), method.needs_gradients()) {
@@ -88,6 +89,12 @@ pub(super) fn pick_method(options: &Compile, progress: &Progress) -> Result<Meth
             RangeArg::MinMax => Round::MinMax,
             RangeArg::IncludeZero => Round::Nearest,
             RangeArg::Search => Round::RangeSearch,
+        };
+    }
+    if let Some(unfolded) = switches.unfolded {
+        method.unfolded = match unfolded {
+            UnfoldedArg::Mul => Unfolded::Mul,
+            UnfoldedArg::Leave => Unfolded::Leave,
         };
     }
     if let Some(scales) = switches.scales {

@@ -78,8 +78,14 @@ pub fn report(outcome: &Outcome, vision: Option<&Outcome>, common: &Common) -> R
                 decided.plan.groups.len()
             ));
         }
+        let multiplied = decided.plan.groups.iter().filter(|g| g.mul && !g.scale.is_empty()).count();
+        if multiplied > 0 {
+            tell(&format!(
+                "{multiplied} groups get a Mul before their layers, because no constant can absorb their scale"
+            ));
+        }
         // What nothing can absorb is usual. A group that something could absorb a scale for, and that was not searched, is not.
-        for group in decided.plan.groups.iter().filter(|group| group.producer.is_some()) {
+        for group in decided.plan.groups.iter().filter(|group| group.producer.is_some() && !group.mul) {
             if let Some(reason) = &group.declined {
                 tell(&format!("not searched: {}: {reason}", group.sites.join(", ")));
             }

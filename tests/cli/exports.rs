@@ -7,7 +7,7 @@ use mbqc_passes::array::Array;
 
 use super::Outcome;
 use super::place::Place;
-use super::support::{corpus_folder, skip};
+use super::support::{NO_CORPUS, corpus_folder, skip};
 
 const IMAGE: i64 = 150;
 
@@ -35,7 +35,7 @@ fn floats(shape: &[usize]) -> Array {
 fn case(name: &str) -> Option<String> {
     let folder = corpus_folder().join(name);
     if !folder.is_dir() {
-        skip("no corpus (set MBQC_CORPUS)");
+        skip(NO_CORPUS);
         return None;
     }
     Some(folder.display().to_string())

@@ -1,49 +1,22 @@
-//! The corpus of real exports: `../shared/corpus` beside the checkout, or where `MBQC_CORPUS` points.
+//! Reading, dumping, parsing and writing the corpus of real exports.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
 
 use mbqc::onnx::{Placement, ReadOptions, WriteOptions, read, write};
 use mbqc_passes::ir::{text, verify};
 
+use super::support::{Export, corpus, tell};
 use super::{Outcome, same, second};
 
-/// Every `.onnx` file of the corpus; nothing when there is none.
-fn models() -> io::Result<(PathBuf, Vec<PathBuf>)> {
-    fn visit(folder: &Path, found: &mut Vec<PathBuf>) -> io::Result<()> {
-        for entry in fs::read_dir(folder)? {
-            let path = entry?.path();
-            if path.is_dir() {
-                visit(&path, found)?;
-            } else if path.extension().is_some_and(|extension| extension == "onnx") {
-                found.push(path);
-            }
-        }
-        Ok(())
-    }
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/corpus");
-    let folder = std::env::var_os("MBQC_CORPUS").map_or(beside, PathBuf::from);
-    let mut found = Vec::new();
-    if folder.is_dir() {
-        visit(&folder, &mut found)?;
-    }
-    found.sort();
-    Ok((folder, found))
-}
-
 #[test]
-#[expect(clippy::print_stdout, reason = "says how much of the corpus was there")]
 fn real_exports_survive_reading_dumping_and_writing() -> Outcome {
-    let (folder, paths) = models()?;
+    let Some(exports) = corpus()? else { return Ok(()) };
     let out = tempfile::tempdir()?;
     let mut cases = BTreeSet::new();
     let (mut identical, mut external) = (0, 0);
-    for path in &paths {
-        let place = path.strip_prefix(&folder)?;
-        cases.extend(place.components().next());
-        let place = place.display();
+    for Export { name: place, path, .. } in &exports {
+        cases.extend(place.split('/').next());
         let file = read(path, &ReadOptions::default())?;
         verify::verify(&file.model)?;
         assert!(file.source.is_canonical(), "{place}: encoding again gives other bytes");
@@ -86,10 +59,10 @@ fn real_exports_survive_reading_dumping_and_writing() -> Outcome {
         let again = read(&output, &ReadOptions::default())?;
         assert_eq!(same::difference(&file.model, &again.model), None, "{place}: written without its source");
     }
-    println!(
+    tell(&format!(
         "corpus: {} cases, {} graphs read, {identical} byte-identical, {external} with external data tensor-identical",
         cases.len(),
-        paths.len()
-    );
+        exports.len()
+    ));
     Ok(())
 }

@@ -7,6 +7,8 @@ mod fixtures;
 mod hostile;
 mod same;
 mod second;
+#[path = "../support/mod.rs"]
+mod support;
 mod tensors;
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;

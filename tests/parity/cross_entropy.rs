@@ -89,7 +89,10 @@ impl Single {
             worst[1] = worst[1].max((q - wanted(method, i)).abs());
         }
         let [fp, q] = worst;
-        println!("{} {method}: largest difference of a sample: fp {fp:.1e}, quantized {q:.1e}", self.variant);
+        support::tell(&format!(
+            "{} {method}: largest difference of a sample: fp {fp:.1e}, quantized {q:.1e}",
+            self.variant
+        ));
         assert!(worst.iter().all(|&w| w < 1e-3), "{} {method}: {worst:?}", self.variant);
     }
 
@@ -106,7 +109,7 @@ impl Single {
         };
         let both: Vec<[f64; 2]> = samples.iter().map(|s| [of(s, "ce_fp"), of(s, "ce_q")]).collect();
         let worst = both.iter().zip(&ort).map(|([_, q], ort)| (q - ort).abs()).fold(0.0, f64::max);
-        println!("{} {method}: largest difference of a sample to onnxruntime {worst:.1e}", self.variant);
+        support::tell(&format!("{} {method}: largest difference of a sample to onnxruntime {worst:.1e}", self.variant));
         assert!(worst < 1e-3, "{} {method}: {worst}", self.variant);
         both
     }
@@ -202,7 +205,10 @@ impl Single {
             }
             same += 1;
         }
-        println!("{} {method}: {same} of 12 scales as expected, not counting those of all ones", self.variant);
+        support::tell(&format!(
+            "{} {method}: {same} of 12 scales as expected, not counting those of all ones",
+            self.variant
+        ));
         assert!(same >= 9, "{} {method}: {same} scales are the expected ones", self.variant);
         self.check_against_onnxruntime(python, &compiled, method);
     }

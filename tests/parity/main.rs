@@ -1,8 +1,6 @@
 //! Agreement with independent implementations: codes, exponents, gradients and cross-entropies that Python computed
 //! (tests/oracle), and onnxruntime on the same files.
 
-#![expect(clippy::print_stdout, reason = "the figures behind a passed comparison")]
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -136,7 +134,7 @@ fn check_exponents(variant: &str, method: &str, model: &Path) {
         let found = group["exponent"].as_f64().expect("an exponent");
         let wanted = expected["exponents"]["w3g128"][method][format!("{index}.{key}")].as_f64().expect("a golden");
         let steps = ((found - wanted).abs() * 20.0).round();
-        println!("{variant} {method} {index}.{key}: {found:.2}, expected {wanted:.2}");
+        support::tell(&format!("{variant} {method} {index}.{key}: {found:.2}, expected {wanted:.2}"));
         let losses: Vec<f64> =
             group["losses"].as_array().expect("losses").iter().map(|l| l.as_f64().unwrap_or(f64::NAN)).collect();
         let at = |exponent: f64| losses[(exponent * 20.0).round() as usize];
@@ -228,6 +226,6 @@ fn gradients_of_the_sample_model() {
             checked += 1;
         }
     }
-    println!("{checked} means at {} layers agree to 1e-4", checked / 6);
+    support::tell(&format!("{checked} means at {} layers agree to 1e-4", checked / 6));
     assert_eq!(checked, 60 * 6);
 }

@@ -4,6 +4,7 @@
 
 use std::error::Error;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -28,12 +29,13 @@ pub(crate) fn corpus_folder() -> PathBuf {
     std::env::var_os("MBQC_CORPUS").map_or(beside, PathBuf::from)
 }
 
-/// Every graph of the corpus, sorted; nothing when there is none.
-pub(crate) fn corpus() -> Result<Vec<Export>, Box<dyn Error>> {
+/// Every graph of the corpus, sorted. Where there is none the test says so and passes.
+pub(crate) fn corpus() -> Result<Option<Vec<Export>>, Box<dyn Error>> {
     let folder = corpus_folder();
     let mut exports = Vec::new();
     if !folder.is_dir() {
-        return Ok(exports);
+        skip(NO_CORPUS);
+        return Ok(None);
     }
     let entries = |path: &Path| -> std::io::Result<Vec<PathBuf>> {
         let mut found: Vec<PathBuf> = fs::read_dir(path)?.map(|e| e.map(|e| e.path())).collect::<Result<_, _>>()?;
@@ -55,7 +57,7 @@ pub(crate) fn corpus() -> Result<Vec<Export>, Box<dyn Error>> {
             });
         }
     }
-    Ok(exports)
+    Ok(Some(exports))
 }
 
 /// A Python that can import onnxruntime and onnx: `MBQC_PYTHON`, else `.venv/bin/python` of the checkout, else `python3`.
@@ -79,10 +81,24 @@ pub(crate) fn python() -> Option<PathBuf> {
     found
 }
 
-/// Says that a test has nothing to do.
-#[expect(clippy::print_stdout, reason = "a skipped test must not look like a passed one")]
+/// Why a test over the corpus has nothing to do.
+pub(crate) const NO_CORPUS: &str = "no corpus (set MBQC_CORPUS)";
+
+/// Says that a test has nothing to do. `tests/run.sh` counts what was skipped.
 pub(crate) fn skip(why: &str) {
-    println!("skipped: {why}");
+    tell(&format!("skipped: {why}"));
+}
+
+/// A line about what a test covered. Test runners hide what passed tests print, so it also goes to the file that
+/// `MBQC_REPORT` names, which `tests/run.sh` shows at the end.
+#[expect(clippy::print_stdout, reason = "a test with less to do than another must not look like it")]
+pub(crate) fn tell(line: &str) {
+    println!("{line}");
+    if let Some(path) = std::env::var_os("MBQC_REPORT") {
+        let report = fs::OpenOptions::new().append(true).create(true).open(path);
+        // One write, so that lines of tests that run at once do not mix.
+        report.and_then(|mut file| file.write_all(format!("{line}\n").as_bytes())).expect("the report can be written");
+    }
 }
 
 /// Runs a script of `tests/oracle`; its standard error is the message of a failure.

@@ -1,7 +1,5 @@
 //! Single layers: every format, both float types, with and without bias and zero points, against f64 and our evaluator.
 
-#![allow(clippy::print_stdout, reason = "says how many cases were run")]
-
 use std::path::Path;
 
 use mbqc::engine;
@@ -12,7 +10,7 @@ use mbqc_passes::array::Array;
 use mbqc_passes::ir::{DType, Edit, Graph, Model, NewNode, Node, NodeId, Tensor, text};
 use tract_onnx::prelude::{Framework, InferenceModelExt};
 
-use super::support::{Outcome, compile, difference};
+use super::support::{Outcome, compile, difference, tell};
 use super::{Arrays, Shapes, in_ours, in_tract};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -69,7 +67,10 @@ fn layers_of_every_format_compute_what_their_codes_say() -> Outcome {
             }
         }
     }
-    println!("tract: {cases} cases of single layers, to {:.1e} (float16: {:.1e}) of their codes", worst[0], worst[1]);
+    tell(&format!(
+        "tract: {cases} cases of single layers, to {:.1e} (float16: {:.1e}) of their codes",
+        worst[0], worst[1]
+    ));
     Ok(())
 }
 

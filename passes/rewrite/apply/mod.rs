@@ -9,7 +9,7 @@ use mbqc_kernels::{FORMATS, Format, Pool, Spec};
 use crate::facts::sites::{Form, Site, Survey};
 use crate::ir::{Attr, DType, Edit, GraphPath, Model, NewNode, NodeId, Place, Tensor};
 use crate::method::driver::matrix;
-use crate::plan::{Plan, Recipe, ScaleRule, path_text, site_key};
+use crate::plan::{GroupPlan, Plan, Recipe, ScaleRule, path_text, site_key};
 use crate::weights::{Scaling, WeightError, scale_type};
 
 use super::fallback::{Fallback, body};
@@ -107,6 +107,7 @@ pub fn apply(
         options,
         pool,
         packed: HashMap::new(),
+        products: HashMap::new(),
         edits: HashMap::new(),
         names: HashMap::new(),
         ops: Vec::new(),
@@ -191,6 +192,8 @@ struct Pass<'a> {
     pool: &'a Arc<Pool>,
     /// Names of the packed constants.
     packed: HashMap<Packing, [String; 3]>,
+    /// By group and value the product of that value and the group's 1/s.
+    products: HashMap<(usize, String), String>,
     edits: HashMap<GraphPath, GraphEdits>,
     /// Names that the edits so far take.
     names: HashMap<GraphPath, HashSet<String>>,
@@ -356,7 +359,7 @@ impl Pass<'_> {
         let names = self.pack(site, recipe, spec)?;
         let graph = self.model.graph_at(&site.path).ok_or(crate::ir::Error::NoNode(site.node.0))?;
         let node = graph.node(site.node);
-        let x = graph.name(site.x).to_owned();
+        let x = self.scaled_input(site, recipe, graph.name(site.x))?;
         let y = graph.name(site.y).to_owned();
         let mut quantized = NewNode::new("", &[], &[]);
         quantized.name.clone_from(&node.name);
@@ -496,6 +499,73 @@ impl Pass<'_> {
         Ok(names)
     }
 
+    /// The group of a recipe with its index, where its scale is not all ones.
+    fn scaled_group(&self, site: &Site, recipe: &Recipe) -> Result<Option<(usize, &GroupPlan)>, ApplyError> {
+        let misfit = |found: String, expected: String| ApplyError::Misfit {
+            what: "layer",
+            name: format!("{}{}", path_text(self.model, &site.path), recipe.name),
+            found,
+            expected,
+        };
+        let Some(index) = recipe.group else { return Ok(None) };
+        let groups = &self.plan.groups;
+        let group = groups
+            .get(index)
+            .ok_or_else(|| misfit(format!("names group {index}"), format!("below {}", groups.len())))?;
+        match group.scale.len() {
+            0 => Ok(None),
+            len if len == site.k => Ok(Some((index, group))),
+            len => Err(misfit(format!("has {} input channels", site.k), format!("{len}"))),
+        }
+    }
+
+    /// The name of what a layer reads instead of `x`: where its group's 1/s is put before the layers, their product.
+    fn scaled_input(&mut self, site: &Site, recipe: &Recipe, x: &str) -> Result<String, ApplyError> {
+        let Some((index, group)) = self.scaled_group(site, recipe)?.filter(|(_, group)| group.mul) else {
+            return Ok(x.to_owned());
+        };
+        let misfit = |found: &str, expected: &str| ApplyError::Misfit {
+            what: "layer",
+            name: recipe.site.clone(),
+            found: found.to_owned(),
+            expected: expected.to_owned(),
+        };
+        if !site.path.is_empty() || matches!(site.form, Form::Left | Form::Gemm { trans_a: true, .. }) {
+            let found = "has no channels along the last axis of a value of the main graph";
+            return Err(misfit(found, "a layer before which a Mul can stand"));
+        }
+        if let Some(product) = self.products.get(&(index, x.to_owned())) {
+            return Ok(product.clone());
+        }
+        let dtype = site.weight.read_as;
+        let inverse: Vec<f32> = group.scale.iter().map(|s| 1.0 / s).collect();
+        let inverse = Tensor::floats(dtype, [inverse.len()], &inverse);
+        let stored =
+            inverse.as_ref().and_then(Tensor::to_f64).ok_or_else(|| misfit("is of no float type", "floats"))?;
+        if let Some(value) = stored.into_iter().find(|v| !v.is_finite() || *v == 0.0) {
+            let (name, group) = ("1/s".to_owned(), group.input.clone());
+            return Err(ApplyError::Range { name, group, dtype, value });
+        }
+        // Before the first of the group's layers that read it in the file, so that a sorted file stays sorted.
+        let members = self.plan.recipes.iter().filter(|other| other.group == Some(index));
+        let members = members.filter_map(|other| Some(&self.survey.sites[*self.sites.get(&other.site)?]));
+        let readers: HashSet<NodeId> = members.filter(|other| other.x == site.x).map(|other| other.node).collect();
+        let first = self.model.graph.nodes().map(|(id, _)| id).find(|id| readers.contains(id)).unwrap_or(site.node);
+        let main = GraphPath::new();
+        let input = group.input.clone();
+        let constant = self.fresh(&main, &format!("{input}.inverse_scale"));
+        let product = self.fresh(&main, &format!("{x}.scaled"));
+        self.edits
+            .entry(main.clone())
+            .or_default()
+            .rewrites
+            .extend(inverse.map(|tensor| Edit::AddConst(constant.clone(), tensor)));
+        let node = NewNode::new("Mul", &[x, &constant], &[&product]).named(&product);
+        self.edit(&main, Edit::AddNode(node, Place::Before(first)));
+        self.products.insert((index, x.to_owned()), product.clone());
+        Ok(product)
+    }
+
     fn scaling(&self, site: &Site, recipe: &Recipe) -> Result<Scaling, ApplyError> {
         let mut scaling = Scaling::default();
         if let Form::Gemm { alpha, .. } = site.form
@@ -503,23 +573,8 @@ impl Pass<'_> {
         {
             scaling.all = Some(alpha);
         }
-        let misfit = |found: String, expected: String| ApplyError::Misfit {
-            what: "layer",
-            name: format!("{}{}", path_text(self.model, &site.path), recipe.name),
-            found,
-            expected,
-        };
-        if let Some(index) = recipe.group {
-            let group =
-                self.plan.groups.get(index).ok_or_else(|| {
-                    misfit(format!("names group {index}"), format!("below {}", self.plan.groups.len()))
-                })?;
-            if !group.scale.is_empty() {
-                if group.scale.len() != site.k {
-                    return Err(misfit(format!("has {} input channels", site.k), format!("{}", group.scale.len())));
-                }
-                scaling.columns = Some(group.scale.clone());
-            }
+        if let Some((_, group)) = self.scaled_group(site, recipe)? {
+            scaling.columns = Some(group.scale.clone());
         }
         if site.path.is_empty() {
             let output = self.model.graph.name(site.y);

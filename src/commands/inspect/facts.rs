@@ -136,7 +136,7 @@ impl Facts {
                     kind: group.kind,
                     judge: name(group.judge),
                     producer: group.fold.as_ref().ok().map(|f| f.producer.clone()),
-                    declined: group.fold.as_ref().err().cloned(),
+                    declined: group.fold.as_ref().err().map(|declined| declined.reason.clone()),
                 })
                 .collect(),
             necks: cut(graph, &wanted).map_err(law)?.necks.into_iter().map(name).collect(),

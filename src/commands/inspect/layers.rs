@@ -1,5 +1,6 @@
 //! Linear layers: those that can be quantized, and those that are.
 
+use mbqc_kernels::Format;
 use mbqc_passes::facts::sites::{Form, Site, Survey, Tower};
 use mbqc_passes::ir::Model;
 use mbqc_passes::plan::{SkipKind, path_text};
@@ -90,11 +91,7 @@ pub(super) fn quantized(model: &Model, survey: &Survey) -> Vec<Quantized> {
     for other in survey.others.iter().filter(|o| o.kind == SkipKind::Quantized) {
         let node = other.node(model);
         let size = |name: &str| node.and_then(|n| usize::try_from(n.int(name, -1)).ok());
-        let bits = node.and_then(|n| match n.op.as_str() {
-            "MatMulNBits" => Some(n.int("bits", 4)),
-            "MbqMatMulW3" => Some(3),
-            _ => None,
-        });
+        let format = node.and_then(|n| Format::carried_by(&n.domain, &n.op, n.int("bits", 4)));
         found.push(Quantized {
             node: match &other.function {
                 Some(function) => format!("{function}/{}", other.label),
@@ -102,7 +99,7 @@ pub(super) fn quantized(model: &Model, survey: &Survey) -> Vec<Quantized> {
             },
             op: other.op.clone(),
             weight: other.weight.clone(),
-            format: bits.zip(size("block_size")).map(|(bits, group)| format!("w{bits}g{group}")),
+            format: format.zip(size("block_size")).map(|(format, group)| format!("{}g{group}", format.name)),
             n: size("N"),
             k: size("K"),
             bytes: other.bytes,
