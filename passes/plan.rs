@@ -2,9 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::facts::fold::Divided;
 use crate::facts::groups::Kind;
 use crate::facts::sites::{Other, Site};
-use crate::ir::{GraphPath, Model};
+use crate::ir::{Graph, GraphPath, Model};
 
 /// Version of the file format.
 pub const VERSION: u32 = 1;
@@ -129,6 +130,17 @@ pub struct DividedPlan {
 }
 
 impl DividedPlan {
+    /// A constant that a fold divides.
+    pub fn of(graph: &Graph, divided: &Divided) -> DividedPlan {
+        DividedPlan {
+            constant: divided.constant.clone(),
+            reader: graph.node(divided.node).output(0).map_or("", |v| graph.name(v)).to_owned(),
+            slot: divided.slot,
+            axis: divided.axis,
+            runs: DividedPlan::runs_of(&divided.channels, divided.entries),
+        }
+    }
+
     /// The entries that are divided, in the order of s, of a constant with `entries` along the axis.
     pub fn channels(&self, entries: usize) -> Vec<usize> {
         match self.runs[..] {

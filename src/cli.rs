@@ -9,7 +9,13 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 /// `mbqc MODEL -o OUT` quantizes the linear layers of a model to 3 bits in groups of 128. With calibration data (--calib)
 /// it searches equalisation scales that balance vision and answer tokens (MBQ); without, it searches ranges data-free.
 #[derive(Parser, Debug)]
-#[command(name = "mbqc", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(
+    name = "mbqc",
+    version,
+    args_conflicts_with_subcommands = true,
+    arg_required_else_help = true,
+    subcommand_negates_reqs = true
+)]
 pub struct Cli {
     /// What to do instead of compiling.
     #[command(subcommand)]
@@ -26,7 +32,7 @@ pub struct Compile {
     #[arg(required = true)]
     pub model: Option<PathBuf>,
     /// Where the result goes: a file, or a folder when a folder is compiled.
-    #[arg(short, long, required = true)]
+    #[arg(short, long, required_unless_present = "dry_run")]
     pub output: Option<PathBuf>,
     /// Weight format: w2, w3, w4 or w8, with group size 16 to 256.
     #[arg(long, default_value = "w3g128")]
@@ -70,7 +76,7 @@ pub struct Compile {
     /// Save the plan here, as soon as it is made.
     #[arg(long)]
     pub plan_out: Option<PathBuf>,
-    /// Decide and report, write nothing.
+    /// Decide and report, write no model; needs no --output.
     #[arg(long)]
     pub dry_run: bool,
     /// Write into an output folder although it holds something else.

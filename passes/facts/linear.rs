@@ -1,13 +1,31 @@
 //! A MatMul or Gemm with a constant operand as a site, or why it is none.
 
 use crate::ir::{DType, Graph, Model, NodeId, Uses, ValueId};
+use crate::plan::SkipKind;
 
 use super::names::layer_name;
 use super::places::Place;
 use super::resolve::resolve;
 use super::sites::{Bias, Form, Site, Weight};
 use super::towers::Towers;
-use super::weight_ops::is_matrix;
+
+/// Why a MatMul or Gemm with a constant operand is no site.
+pub(super) struct NoSite {
+    pub(super) kind: SkipKind,
+    pub(super) reason: String,
+}
+
+impl From<String> for NoSite {
+    fn from(reason: String) -> NoSite {
+        NoSite { kind: SkipKind::Unsupported, reason }
+    }
+}
+
+impl From<&str> for NoSite {
+    fn from(reason: &str) -> NoSite {
+        NoSite::from(reason.to_owned())
+    }
+}
 
 /// What is known about the graph in which a layer stands.
 pub(super) struct Surroundings<'m, 'p> {
@@ -26,37 +44,36 @@ impl Surroundings<'_, '_> {
         weight: &Weight,
         transposed: bool,
         tied: bool,
-    ) -> Result<Site, String> {
+    ) -> Result<Site, NoSite> {
         let (graph, uses) = (self.place.graph, &self.place.uses);
         let node = graph.node(id);
         let tensor = &weight.tensor;
         if !matches!(tensor.dtype, DType::F32 | DType::F16 | DType::BF16 | DType::F64) {
-            return Err(format!("its weight is of type {}; float weights are quantized", tensor.dtype));
+            return Err(format!("its weight is of type {}; float weights are quantized", tensor.dtype).into());
         }
         let [d0, d1] = tensor.dims[..] else {
-            return Err(format!("its weight has shape {:?}; only matrices are quantized", tensor.dims));
+            return Err(format!("its weight has shape {:?}; only matrices are quantized", tensor.dims).into());
         };
-        if !is_matrix(tensor) {
-            return Err(format!("its weight has shape {:?}: a vector, not a matrix", tensor.dims));
-        }
         let gemm = node.is("Gemm");
         let trans_b = gemm && node.int("transB", 0) != 0;
         let left = slot == 0;
         if gemm && left {
-            return Err(
-                "the constant is Gemm's first operand; only a constant second operand is a linear layer".to_owned()
-            );
+            return Err("the constant is Gemm's first operand; only a constant second operand is a linear layer".into());
         }
         let owner = self.model.graph_at(&weight.owner).ok_or("the graph of its weight is gone")?;
         if owner.find(&weight.name).is_some_and(|v| owner.inputs().contains(&v)) {
-            return Err("its weight is also a graph input and may be overridden".to_owned());
+            return Err("its weight is also a graph input and may be overridden".into());
         }
         // Right: the product wants [k, n]; stored as such unless transposed an odd number of times. Left: wants [n, k].
         let rows_are_outputs = if left { !transposed } else { transposed ^ trans_b };
         let (n, k) = if rows_are_outputs { (d0, d1) } else { (d1, d0) };
+        if k == 1 {
+            let reason = "it has one input channel: an outer product, no linear layer".to_owned();
+            return Err(NoSite { kind: SkipKind::NotLinear, reason });
+        }
         let x = node.input(usize::from(left)).ok_or("its activation operand is absent")?;
         if self.place.is_constant(x) {
-            return Err("both operands are constant".to_owned());
+            return Err("both operands are constant".into());
         }
         let y = node.output(0).ok_or("it has no output")?;
         let bias = if gemm || left { None } else { bias_of(graph, uses, y, n) };
@@ -88,34 +105,45 @@ impl Surroundings<'_, '_> {
             x,
             y,
             out,
-            head: (tied || n >= 2 * k) && self.ends_the_graph(out),
+            head: self.ends_the_graph(out, tied || n >= 2 * k),
             bias,
             form,
             tower: self.towers.of_value(x),
         })
     }
 
-    /// True when the value goes to a graph output through nothing but views, selections of rows, functions of single
-    /// elements, and scalars that are added or multiplied (as the capping of logits is written).
-    fn ends_the_graph(&self, mut value: ValueId) -> bool {
+    /// True when the value goes to graph outputs through nothing but views, selections of rows, functions of single
+    /// elements, scalars that are added or multiplied (as the capping of logits is written), and choices of the largest.
+    /// Unless `wide`, such an output has to be called `logits`, or a choice of the largest has to be made: a layer at the end
+    /// of a graph may as well give features.
+    fn ends_the_graph(&self, value: ValueId, wide: bool) -> bool {
         let (graph, uses) = (self.place.graph, &self.place.uses);
-        loop {
-            if uses.is_output(value) {
-                return true;
+        let mut says_so = wide;
+        let mut stack = vec![value];
+        while let Some(value) = stack.pop() {
+            says_so |= uses.is_output(value) && graph.name(value) == "logits";
+            if uses.of(value).is_empty() && !uses.is_output(value) {
+                return false;
             }
-            let [(reader, slot)] = uses.of(value) else { return false };
-            let node = graph.node(*reader);
-            let scalar = |slot: usize| node.input(slot).is_some_and(|v| self.is_scalar(v));
-            let passes = if SCALED.iter().any(|op| node.is(op)) {
-                *slot <= 1 && scalar(1 - slot)
-            } else {
-                *slot == 0 && PASSED.iter().any(|op| node.is(op))
-            };
-            match node.output(0).filter(|_| passes) {
-                Some(next) => value = next,
-                None => return false,
+            for &(reader, slot) in uses.of(value) {
+                let node = graph.node(reader);
+                let scalar = |slot: usize| node.input(slot).is_some_and(|v| self.is_scalar(v));
+                let chooses = slot == 0 && CHOOSING.iter().any(|op| node.is(op));
+                says_so |= chooses;
+                let passes = if SCALED.iter().any(|op| node.is(op)) {
+                    slot <= 1 && scalar(1 - slot)
+                } else {
+                    slot == 0 && PASSED.iter().any(|op| node.is(op))
+                };
+                match node.output(0) {
+                    Some(next) if passes => stack.push(next),
+                    // What becomes of the choice is not the layer's concern.
+                    _ if chooses || node.is("Shape") => {}
+                    _ => return false,
+                }
             }
         }
+        says_so
     }
 
     fn is_scalar(&self, value: ValueId) -> bool {
@@ -142,6 +170,9 @@ const PASSED: &[&str] = &[
     "Transpose",
     "Unsqueeze",
 ];
+
+/// What chooses the largest of a row.
+const CHOOSING: &[&str] = &["ArgMax", "TopK"];
 
 /// The same, with a scalar as the other operand.
 const SCALED: &[&str] = &["Add", "Div", "Mul", "Sub"];

@@ -3,6 +3,7 @@
 use crate::ir::Node;
 use crate::plan::SkipKind;
 
+use super::linear::NoSite;
 use super::places::{Places, Source};
 use super::reach::{End, Role};
 use super::sites::{Other, Tower};
@@ -12,7 +13,7 @@ const DEQUANTIZED: &str = "already quantized (the weight comes from DequantizeLi
 
 /// A constant that is no weight of a site where it ends; without an end where no node reads it. `why` is the reason that a linear
 /// layer is no site although its weight could be read. The tower is left for the caller.
-pub(super) fn other(places: &Places<'_>, source: &Source<'_>, end: Option<&End>, why: Option<String>) -> Other {
+pub(super) fn other(places: &Places<'_>, source: &Source<'_>, end: Option<&End>, why: Option<NoSite>) -> Other {
     let place = places.at(end.map_or(source.place, |end| end.place));
     let node = end.map_or(source.node, |end| end.node);
     let reader = node.map(|id| place.graph.node(id));
@@ -42,13 +43,13 @@ pub(super) fn other(places: &Places<'_>, source: &Source<'_>, end: Option<&End>,
     }
 }
 
-fn in_words(end: &End, reader: Option<(&Node, bool)>, in_function: bool, why: Option<String>) -> (SkipKind, String) {
+fn in_words(end: &End, reader: Option<(&Node, bool)>, in_function: bool, why: Option<NoSite>) -> (SkipKind, String) {
     match end.role {
         Role::Weight(_) | Role::Called(_) if end.is_dequantized() => (SkipKind::Quantized, DEQUANTIZED.to_owned()),
         Role::Weight(row) => match (row.left, why) {
             (Some((kind, reason)), _) => (kind, reason.to_owned()),
             (None, _) if in_function => (SkipKind::Unsupported, IN_FUNCTION.to_owned()),
-            (None, Some(reason)) => (SkipKind::Unsupported, reason),
+            (None, Some(NoSite { kind, reason })) => (kind, reason),
             (None, None) => (
                 SkipKind::Unsupported,
                 format!(

@@ -3,7 +3,7 @@
 use crate::ir::{Attr, Def, Error, Function, Graph, GraphPath, Model, Node, NodeId, Tensor, Uses, ValueId, walk};
 use crate::run::OWN_DOMAINS;
 
-use super::weight_ops::{LEAST, holds_weights, is_matrix};
+use super::weight_ops::{LEAST, holds_weights, is_column, is_matrix};
 
 /// A graph and where it stands.
 pub(super) struct Place<'a> {
@@ -196,7 +196,9 @@ impl<'a> Places<'a> {
                 }
             }
         }
-        found.retain(|s| holds_weights(s.tensor.dtype) && (is_matrix(s.tensor) || s.tensor.len() >= LEAST));
+        found.retain(|s| {
+            holds_weights(s.tensor.dtype) && (is_matrix(s.tensor) || is_column(s.tensor) || s.tensor.len() >= LEAST)
+        });
         found
     }
 }

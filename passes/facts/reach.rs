@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use crate::ir::{Error, Graph, Node, NodeId, Tensor, ValueId};
 
 use super::places::Places;
-use super::weight_ops::{WeightOp, is_carrier, is_matrix, is_parameter};
+use super::weight_ops::{WeightOp, is_carrier, is_column, is_matrix, is_parameter};
 
 /// Where a constant ends.
 #[derive(Clone, Debug)]
@@ -31,10 +31,13 @@ impl End {
         self.via.iter().any(|op| op.rsplit("::").next() == Some("DequantizeLinear"))
     }
 
-    /// True when a constant is a weight here: a vector is one only behind a Reshape or as the bytes of a quantized weight.
+    /// True when a constant is a weight here: a vector is one only behind a Reshape, as the bytes of a quantized weight, or as
+    /// the second operand of a layer with one output channel.
     pub(super) fn is_weight(&self, tensor: &Tensor) -> bool {
         let vector_too = match self.role {
-            Role::Weight(row) | Role::Called(row) => row.is_quantized() || self.folded,
+            Role::Weight(row) | Role::Called(row) => {
+                row.is_quantized() || self.folded || (row.is_linear() && self.slot == 1 && is_column(tensor))
+            }
             Role::Parameter | Role::Table | Role::Output => return false,
         };
         is_matrix(tensor) || vector_too

@@ -41,8 +41,12 @@ pub(super) fn resolve(model: &Model, path: &GraphPath, value: ValueId) -> Option
                     let Some(Attr::Tensor(tensor)) = node.attr("value") else { return None };
                     return Some((weight(tensor), transposed));
                 } else if node.is("Cast") {
-                    let to = i32::try_from(node.int("to", 0)).ok().map(DType::from_onnx);
-                    read_as = read_as.or(to);
+                    // A cast to whole numbers makes other numbers of it.
+                    let to = i32::try_from(node.int("to", 0)).ok().map(DType::from_onnx)?;
+                    if !to.is_float() {
+                        return None;
+                    }
+                    read_as = read_as.or(Some(to));
                 } else if node.is("Transpose") {
                     transposed ^= swaps(node.ints("perm"))?;
                 } else if !node.is("Identity") {

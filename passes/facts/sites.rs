@@ -2,7 +2,7 @@
 //! why it is left alone.
 //!
 //! The survey goes from constants to their readers. A constant *may be a weight* when it has two dimensions larger than
-//! one and a float type, or a type in which quantized weights are stored (whole numbers of up to 16 bits). It is followed
+//! one, or is the second operand of a layer with one output channel, and a float type, or a type in which quantized weights are stored (whole numbers of up to 16 bits). It is followed
 //! through what only moves it or combines it with other constants, into subgraphs and local functions, to where it ends:
 //!
 //! - in a weight slot of an operator that carries weights: every such pair is a site or an [`Other`];
@@ -53,7 +53,9 @@ pub struct Site {
     pub bias: Option<Bias>,
     /// Which operand is the weight, and what else the operator does.
     pub form: Form,
-    /// True for a final projection onto a vocabulary or classes.
+    /// True for a final projection onto a vocabulary or classes: nothing but views, selections, functions of single elements
+    /// and choices of the largest lie between it and the graph's outputs, and it is tied to a token table, has at least
+    /// twice as many outputs as inputs, gives an output called `logits`, or its largest outputs are chosen.
     pub head: bool,
     /// Which part of the model it belongs to.
     pub tower: Tower,

@@ -1,7 +1,10 @@
 //! Towers: which values depend on token ids.
 
-use crate::ir::{Def, Graph, NodeId, Type, ValueId, walk};
+use std::collections::HashSet;
 
+use crate::ir::{Def, Graph, NodeId, Type, Uses, ValueId, walk};
+
+use super::groups::constant_alone;
 use super::sites::Tower;
 
 /// Which values of a graph depend on token ids.
@@ -12,13 +15,15 @@ pub(super) struct Towers {
 
 impl Towers {
     /// `lookups` are the nodes that look rows of a constant table up. One is a token embedding when its indices come from
-    /// a whole-number graph input through nothing but casts, views and clips.
+    /// a whole-number graph input through nothing but casts, views and clips, and its rows are no angles of rotary positions.
     pub(super) fn of(graph: &Graph, lookups: &[NodeId]) -> Result<Towers, crate::ir::Error> {
+        let uses = graph.uses();
         let mut embeddings = Vec::new();
         for &id in lookups {
             let node = graph.node(id);
             if let (Some(indices), Some(output)) = (node.input(1), node.output(0))
                 && comes_from_ids(graph, indices)
+                && !are_angles(graph, &uses, output)
             {
                 embeddings.push(output);
             }
@@ -34,6 +39,31 @@ impl Towers {
             (true, false) => Tower::Vision,
         }
     }
+}
+
+/// What may lie between a table of cosines and the products with queries and keys.
+const SHAPING: &[&str] =
+    &["Cast", "Concat", "Expand", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"];
+
+/// True when rows of a table do nothing but turn computed values: cosines and sines by position.
+fn are_angles(graph: &Graph, uses: &Uses, rows: ValueId) -> bool {
+    let mut stack = vec![rows];
+    let mut seen = HashSet::new();
+    let mut turned = false;
+    while let Some(value) = stack.pop().filter(|_| !uses.is_output(rows)) {
+        for &(reader, slot) in uses.of(value).iter().filter(|(reader, _)| seen.insert(*reader)) {
+            let node = graph.node(reader);
+            let other = || node.input(1 - slot.min(1)).is_some_and(|v| !constant_alone(graph, v));
+            if node.op == "RotaryEmbedding" || (node.is("Mul") && other()) {
+                turned = true;
+            } else if SHAPING.iter().any(|op| node.is(op)) {
+                stack.extend(node.outputs.iter().flatten());
+            } else if !node.is("Shape") {
+                return false;
+            }
+        }
+    }
+    turned
 }
 
 const VIEWS: &[&str] = &["Cast", "Identity", "Reshape", "Clip", "Unsqueeze", "Squeeze", "Flatten"];

@@ -157,6 +157,11 @@ pub(super) fn holds_weights(dtype: DType) -> bool {
     !matches!(dtype, Bool | C64 | C128 | I32 | I64 | String | U32 | U64)
 }
 
+/// Two dimensions, one of them one: what a layer of one output channel has as its weight.
+pub(super) fn is_column(tensor: &Tensor) -> bool {
+    tensor.dims.len() == 2 && tensor.len() > 1 && !is_matrix(tensor)
+}
+
 /// At least two dimensions larger than one.
 pub(super) fn is_matrix(tensor: &Tensor) -> bool {
     tensor.dims.iter().filter(|&&d| d > 1).count() >= 2

@@ -73,6 +73,8 @@ pub enum Edit {
     ReplaceNode(NodeId, NewNode),
     /// Another value for one input of a node.
     SetInput(NodeId, usize, String),
+    /// Declares the type of a value that has none declared.
+    Declare(String, Type),
     /// Removes a node whose outputs nobody reads.
     RemoveNode(NodeId),
     /// A new graph input; the name must be free.
@@ -91,8 +93,20 @@ impl Graph {
     /// Applies edits in order. On an error the graph is left as it was.
     pub fn apply(&mut self, edits: impl IntoIterator<Item = Edit>) -> Result<(), Error> {
         let mut next = self.clone();
+        let mut replaced = false;
+        // How often values are used, for as long as nothing but removals follow one another.
+        let mut counts: Option<Vec<usize>> = None;
         for edit in edits {
+            if let Edit::DropUnread(name) = &edit {
+                next.drop_unread(name, counts.get_or_insert_with(|| next.use_counts()));
+                continue;
+            }
+            counts = None;
+            replaced |= matches!(edit, Edit::ReplaceNode(..));
             next.apply_one(edit)?;
+        }
+        if replaced {
+            next.sweep_undefined();
         }
         *self = next;
         Ok(())
@@ -133,7 +147,6 @@ impl Graph {
                 }
                 let node = self.make_node(id, spec)?;
                 self.nodes[id.0 as usize] = Some(node);
-                self.sweep_undefined();
             }
             Edit::SetInput(id, slot, name) => {
                 self.position(id)?;
@@ -144,6 +157,10 @@ impl Graph {
                     None => return Err(Error::NoSlot(node.name.clone(), slot)),
                 }
                 node.origin = None;
+            }
+            Edit::Declare(name, ty) => {
+                let id = self.find(&name).ok_or(Error::Undefined(name))?;
+                self.value_mut(id).ty.get_or_insert(ty);
             }
             Edit::RemoveNode(id) => self.remove_node(id)?,
             Edit::AddInput(name, ty) => {
@@ -168,7 +185,7 @@ impl Graph {
                     .map(|name| self.find(&name).ok_or(Error::Undefined(name)))
                     .collect::<Result<_, _>>()?;
             }
-            Edit::DropUnread(name) => self.drop_unread(&name),
+            Edit::DropUnread(name) => self.drop_unread(&name, &mut self.use_counts()),
             Edit::Prune => self.prune(),
         }
         Ok(())
@@ -179,19 +196,14 @@ impl Graph {
     }
 
     fn remove_node(&mut self, id: NodeId) -> Result<(), Error> {
-        let at = self.position(id)?;
+        self.position(id)?;
         let uses = self.uses();
         for output in self.node(id).outputs.iter().flatten() {
             if uses.count(*output) > 0 {
                 return Err(Error::StillRead(self.name(*output).to_owned()));
             }
         }
-        self.order.remove(at);
-        if let Some(node) = self.nodes[id.0 as usize].take() {
-            for output in node.outputs.into_iter().flatten() {
-                self.drop_value(output);
-            }
-        }
+        self.take_node(id);
         Ok(())
     }
 
@@ -201,11 +213,17 @@ impl Graph {
         }
     }
 
-    fn drop_unread(&mut self, name: &str) {
-        let mut names = vec![name.to_owned()];
-        while let Some(name) = names.pop() {
-            let Some(id) = self.find(&name) else { continue };
-            if self.uses().count(id) > 0 {
+    /// By value: readers, and one more for a graph output.
+    fn use_counts(&self) -> Vec<usize> {
+        let uses = self.uses();
+        (0..self.values.len() as u32).map(|id| uses.count(ValueId(id))).collect()
+    }
+
+    /// `counts` are those of this graph, and are kept so.
+    fn drop_unread(&mut self, name: &str, counts: &mut [usize]) {
+        let mut stack: Vec<ValueId> = self.find(name).into_iter().collect();
+        while let Some(id) = stack.pop() {
+            if counts[id.0 as usize] > 0 || self.values[id.0 as usize].is_none() {
                 continue;
             }
             match self.value(id).def {
@@ -215,12 +233,26 @@ impl Graph {
                 }
                 Def::Input => {}
                 Def::Node(node, _) => {
-                    let inputs: Vec<String> =
-                        self.node(node).inputs.iter().flatten().map(|v| self.name(*v).to_owned()).collect();
-                    if self.remove_node(node).is_ok() {
-                        names.extend(inputs);
+                    if self.node(node).outputs.iter().flatten().any(|v| counts[v.0 as usize] > 0) {
+                        continue;
+                    }
+                    let reads: Vec<ValueId> = self.reads(node).collect();
+                    self.take_node(node);
+                    for value in reads {
+                        counts[value.0 as usize] -= 1;
+                        stack.push(value);
                     }
                 }
+            }
+        }
+    }
+
+    /// Removes a node with its outputs, which nobody reads.
+    fn take_node(&mut self, id: NodeId) {
+        self.order.retain(|&other| other != id);
+        if let Some(node) = self.nodes[id.0 as usize].take() {
+            for output in node.outputs.into_iter().flatten() {
+                self.drop_value(output);
             }
         }
     }

@@ -132,7 +132,8 @@ pub enum Type {
     Other,
 }
 
-/// A named value. Names are unique in a graph and its subgraphs.
+/// A named value. Names are unique in a graph. ONNX asks the same of a graph with its subgraphs: files that break that are
+/// kept as they are, and new names are those of no graph of the model ([`fresh_name`](super::fresh_name)).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Value {
     /// Unique name.

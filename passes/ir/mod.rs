@@ -14,7 +14,7 @@ pub use attr::Attr;
 pub use dtype::DType;
 pub use edit::{Edit, NewNode, Place};
 pub use graph::{Def, Dim, Graph, GraphBuilder, Node, NodeId, Origin, Type, Uses, Value, ValueId};
-pub use model::{Function, GraphPath, Model};
+pub use model::{Function, GraphPath, Model, fresh_name};
 pub use tensor::{Data, Lazy, Sink, Tensor};
 
 /// A broken law of the IR.

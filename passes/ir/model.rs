@@ -1,5 +1,7 @@
 //! A model: a graph, the operator sets it speaks, and its local functions.
 
+use std::collections::HashSet;
+
 use super::{Attr, Graph, NodeId, Origin};
 
 /// A function that travels with the model and defines an operator by other operators.
@@ -69,6 +71,13 @@ impl Model {
         self.functions.iter().find(|f| f.domain == domain && f.name == name)
     }
 
+    /// The names of all values of the main graph and its subgraphs: what a graph calls its own, its subgraphs may not.
+    pub fn names(&self) -> HashSet<String> {
+        let paths = self.graph_paths();
+        let graphs = paths.iter().filter_map(|path| self.graph_at(path));
+        graphs.flat_map(|graph| graph.values().map(|(_, value)| value.name.clone())).collect()
+    }
+
     /// Sets a note, replacing one with the same key.
     pub fn set_metadata(&mut self, key: &str, value: impl Into<String>) {
         let value = value.into();
@@ -108,4 +117,12 @@ impl Model {
             graph.nodes.get_mut(node.0 as usize)?.as_mut()?.attrs.get_mut(attr)?.1.graphs_mut().get_mut(index)
         })
     }
+}
+
+/// A name that is not taken, made from `base`, and taken from now on.
+pub fn fresh_name(taken: &mut HashSet<String>, base: &str) -> String {
+    let numbered = (1..).map(|i| format!("{base}_{i}"));
+    let name = std::iter::once(base.to_owned()).chain(numbered).find(|name| !taken.contains(name)).unwrap_or_default();
+    taken.insert(name.clone());
+    name
 }

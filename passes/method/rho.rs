@@ -94,7 +94,8 @@ mod tests {
     }
 
     fn mlp(judge: u32) -> Group {
-        let (sites, input, fold) = (Vec::new(), ValueId(100 + judge), Err(Declined { reason: String::new(), mul: false }));
+        let (sites, input, fold) =
+            (Vec::new(), ValueId(100 + judge), Err(Declined { reason: String::new(), mul: false }));
         Group { sites, input, k: 1, fold, judge: ValueId(judge), kind: Kind::Mlp }
     }
 

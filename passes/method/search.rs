@@ -189,13 +189,7 @@ impl Calibration<'_> {
 /// What the plan says of a group before anything was searched: a scale of one.
 pub fn group_plan(graph: &Graph, survey: &Survey, group: &Group, rho: Option<f64>) -> GroupPlan {
     let fold = group.fold.as_ref().ok();
-    let divided = fold.into_iter().flat_map(|fold| &fold.divided).map(|d| DividedPlan {
-        constant: d.constant.clone(),
-        reader: graph.node(d.node).output(0).map_or("", |v| graph.name(v)).to_owned(),
-        slot: d.slot,
-        axis: d.axis,
-        runs: DividedPlan::runs_of(&d.channels, d.entries),
-    });
+    let divided = fold.into_iter().flat_map(|fold| &fold.divided).map(|divided| DividedPlan::of(graph, divided));
     GroupPlan {
         input: graph.name(group.input).to_owned(),
         sites: group.sites.iter().map(|&s| survey.sites[s].name.clone()).collect(),

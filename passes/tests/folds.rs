@@ -125,6 +125,44 @@ const CASES: &[Case] = &[
         groups: &["w <- declined: `h` is also read by Gemm `Gemm -> a`"],
     },
     Case {
+        about: "the third input of a Gemm is read by somebody else, too",
+        graph: "
+<float[32, 32] wu = [\"seed\": \"1\"], float[32] c = [\"seed\": \"2\"], float[32, 32] wd = [\"seed\": \"3\"]> {
+  u = Gemm (x2, wu, c)  d = MatMul (u, wd)  o = Add (x2, c)  y = Add (d, o)
+}",
+        groups: &["wu <- declined: `x2` is also read by Add `Add -> o`", "wd <- linear `Gemm -> u`: wu c"],
+    },
+    Case {
+        about: "the third input of a Gemm is scaled and shown by a Constant node",
+        graph: "
+<float[32, 4] wu = [\"seed\": \"1\"], float[4, 32] wd = [\"seed\": \"3\"]> {
+  c = Constant <value = float[4] {9, -7, 5, 8}> ()
+  u = Gemm <beta = 0.5> (x2, wu, c)  y = MatMul (u, wd)
+}",
+        groups: &["wu <- declined: `x2` is an input or a constant", "wd <- linear `Gemm -> u`: wu c"],
+    },
+    Case {
+        about: "a norm whose gain and bias are one constant",
+        graph: "
+<float[32] g = [\"seed\": \"1\"], float[32, 32] w = [\"seed\": \"3\"]> {
+  n = LayerNormalization <axis = -1> (x, g, g)  y = MatMul (n, w)
+}",
+        groups: &["w <- LayerNormalization `LayerNormalization -> n`: g g"],
+    },
+    Case {
+        about: "casts to whole numbers are no views",
+        graph: "
+<float forty = {40}, float[32] g = [\"seed\": \"1\"], float[32] h = [\"seed\": \"2\"], float[32, 32] w = [\"seed\": \"3\"], float[32, 32] v = [\"seed\": \"4\"]> {
+  large = Mul (x, forty)  n = Mul (large, g)  i = Cast <to = 7> (n)  f = Cast <to = 1> (i)  a = MatMul (f, w)
+  m = Mul (large, h)  b = MatMul (m, v)  j = Cast <to = 7> (m)  k = Cast <to = 1> (j)
+  o = Add (a, b)  y = Add (o, k)
+}",
+        groups: &[
+            "w <- declined: Cast `Cast -> i` cannot absorb a scale per channel",
+            "v <- declined: `m` is also read by Cast `Cast -> j`",
+        ],
+    },
+    Case {
         about: "tokens along the last axis",
         graph: "
 <float[32] g = [\"seed\": \"1\"], float[32, 32] w = [\"seed\": \"3\"], float[32, 32] v = [\"seed\": \"4\"]> {

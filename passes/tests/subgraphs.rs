@@ -79,10 +79,10 @@ fn what_depends_on_weights_through_an_if_is_no_side_value() {
 
 #[test]
 fn only_weights_in_their_slots_make_a_value_depend_on_weights() {
-    // A weight behind a Slice is one; a table of whole numbers, an index and a vector are none.
+    // A weight behind a Slice is one; a table of whole numbers and an index are none.
     for (node, weights) in [
         ("s = Slice (w, i, j, i) h = MatMul (x, s)", true),
-        ("h = MatMul (x, column)", false),
+        ("h = MatMul (x, column)", true),
         ("h = Gather (numbers, ids)", false),
         ("h = Gather (x, numbers)", false),
         ("h = Gather (w, ids)", true),

@@ -152,7 +152,7 @@ fn a_weight_may_stand_in_a_constant_node_and_in_shapes_that_are_no_matrix() {
             "[w] w = Constant <value: tensor = float[2,2] {1, 2, 3, 4}> () [a] a = MatMul (x, batched) [b] b = MatMul (a, w)
              [c] c = MatMul (b, column) [d] y = MatMul (c, row)",
         ),
-        &["site b w [2,2]", "MatMul a batched: Unsupported, its weight has shape [1, 16, 16]; only matrices are quantized"],
+        &["site b w [2,2]", "site c column [1,16]", "MatMul a batched: Unsupported, its weight has shape [1, 16, 16]; only matrices are quantized"],
     );
 }
 

@@ -1,6 +1,6 @@
 //! A look at all samples before time is spent on them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use mbqc_passes::array::{Array, Buf};
 use mbqc_passes::facts::modality::{Merge, find_merge};
@@ -12,7 +12,20 @@ use super::image::{image_places, token_places};
 use super::table::{Table, features, tables, vocabulary};
 use crate::Error;
 use crate::data::loss::IGNORED;
-use crate::data::{Error as DataError, Sample};
+use crate::data::{Error as DataError, Sample, other_name};
+
+/// Arrays that have a meaning whatever the graph reads.
+const KNOWN: &[&str] = &[
+    "input_ids",
+    "attention_mask",
+    "labels",
+    "answer_mask",
+    "vision_mask",
+    "images",
+    "pixel_values",
+    "inputs_embeds",
+    "kind",
+];
 
 /// What a data set holds.
 #[derive(Clone, Debug, Default, serde::Serialize)]
@@ -68,8 +81,10 @@ impl DataSamples<'_> {
         let vocabulary = self.logits.and_then(|logits| vocabulary(graph, logits));
         let mut counter = FeatureCount::of(self)?;
         let (mut aligned, mut masks) = (Aligned::default(), Masks::default());
+        let mut unread = BTreeSet::new();
         for index in 0..self.limit {
             let sample = self.set.sample(index)?;
+            unread.extend(sample.arrays.keys().filter(|name| !self.reads(name)).cloned());
             check_ids(&sample, &all_tables)?;
             check_finite(&sample)?;
             check_labels(&sample, vocabulary, &mut aligned)?;
@@ -89,6 +104,17 @@ impl DataSamples<'_> {
                 census.rows[class as usize] += 1;
             }
         }
+        if !unread.is_empty() {
+            let unread: Vec<String> = unread.iter().map(|name| format!("`{name}`")).collect();
+            let inputs: Vec<&str> = self.inputs.iter().map(|input| input.name.as_str()).collect();
+            census.warnings.push(format!(
+                "nothing reads the array{} {} of the data; names that are read: {}, and the inputs of the graph ({})",
+                if unread.len() > 1 { "s" } else { "" },
+                unread.join(", "),
+                KNOWN.join(", "),
+                inputs.join(", ")
+            ));
+        }
         self.judge_labels(&aligned, &mut census)?;
         if let (true, Some(token)) = (masks.differ > 0, self.image) {
             census.warnings.push(format!(
@@ -98,6 +124,12 @@ impl DataSamples<'_> {
             ));
         }
         Ok(census)
+    }
+
+    /// Whether anything reads an array of this name.
+    fn reads(&self, name: &str) -> bool {
+        let input = |name: &str| self.inputs.iter().any(|input| input.name == name) || self.frontend.reads(name);
+        KNOWN.contains(&name) || input(name) || other_name(name).is_some_and(input)
     }
 
     /// Labels that are not the tokens at their places: already shifted, or just different.

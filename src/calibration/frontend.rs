@@ -80,6 +80,12 @@ impl Frontend {
         }
     }
 
+    /// Whether one of its graphs has an input of this name.
+    pub(super) fn reads(&self, name: &str) -> bool {
+        let graphs = self.vision.iter().chain(&self.embed).map(|part| &part.model.graph);
+        graphs.flat_map(|graph| graph.inputs().iter().map(|input| graph.name(*input))).any(|input| input == name)
+    }
+
     /// Tables that token ids are looked up in.
     pub(super) fn tables(&self) -> Vec<Table> {
         self.embed.as_ref().map_or_else(Vec::new, |part| tables(&part.model.graph))

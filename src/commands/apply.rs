@@ -23,8 +23,9 @@ pub fn apply(model: &Path, plan: &Path, output: &Path, emit: &Emit, common: &Com
     places.model_output("-o", output)?;
     probe_file("-o", output)?;
     let file = pipeline::read_at(model, &mut places, common)?;
-    let text = std::fs::read_to_string(plan).map_err(Error::file(plan))?;
     let content = |reason: String| Error::Content { file: plan.to_owned(), reason };
+    let text = std::fs::read(plan).map_err(Error::file(plan))?;
+    let text = String::from_utf8(text).map_err(|_| content("no JSON; make a plan with --plan-out".to_owned()))?;
     let version = serde_json::from_str::<serde_json::Value>(&text).ok().and_then(|value| value["version"].as_u64());
     if let Some(version) = version.filter(|&version| version != u64::from(VERSION)) {
         return Err(content(format!(
@@ -50,8 +51,7 @@ pub fn apply(model: &Path, plan: &Path, output: &Path, emit: &Emit, common: &Com
     let progress = Progress::new(common.quiet);
     let pool = pipeline::pool(common);
     let result = pipeline::apply_plan(&file.model, &survey, &loaded, emit, &pool, &progress)?;
-    progress.busy(&format!("writing {}", output.display()));
-    let published = stage::write_model(Some(&file.source), &result, output)?;
+    let published = stage::write_model(Some(&file.source), &result, output, &progress)?;
     published.note.iter().for_each(|note| progress.say(note));
     let written = &published.written;
     progress.say(&Sizes::of(&file, written).sentence(written));

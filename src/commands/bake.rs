@@ -1,8 +1,10 @@
 //! `mbqc bake`: 3-bit layers to 4-bit containers of the same codes.
 
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use mbqc_passes::ir::{Data, Edit, Lazy, NewNode, Tensor};
+use mbqc_passes::ir::{Attr, Data, Edit, GraphPath, Lazy, Model, NewNode, Tensor, fresh_name};
 use serde_json::json;
 
 use crate::cli::Common;
@@ -19,73 +21,13 @@ pub fn bake(model: &Path, output: &Path, common: &Common) -> Result<(), Error> {
     places.model_output("-o", output)?;
     probe_file("-o", output)?;
     let file = pipeline::read_at(model, &mut places, common)?;
-    let mut result = file.model.clone();
-    let mut count = 0;
-    let paths = result.graph_paths();
-    let mut baked: std::collections::HashMap<String, String> = std::collections::HashMap::new();
-    for path in paths {
-        let Some(graph) = result.graph_at(&path) else { continue };
-        let mut edits = Vec::new();
-        let mut drops = Vec::new();
-        let mut outer = Vec::new();
-        for (id, node) in graph.nodes().filter(|(_, n)| n.domain == "ai.mbqc" && n.op == "MbqMatMulW3") {
-            let names: Vec<String> =
-                node.inputs.iter().map(|v| v.map_or_else(String::new, |v| graph.name(v).to_owned())).collect();
-            let codes = names.get(1).cloned().unwrap_or_default();
-            if !baked.contains_key(&codes) {
-                let tensor = find_constant(&result, &path, &codes).ok_or_else(|| Error::Content {
-                    file: model.to_owned(),
-                    reason: format!("node `{}`: input B `{codes}` is not a constant", graph.label(id)),
-                })?;
-                let name = format!("{codes}.nibbles");
-                outer.push((codes.clone(), name.clone(), nibbles(&tensor.1, model)?, tensor.0));
-                baked.insert(codes.clone(), name);
-            }
-            let mut inputs = names.clone();
-            inputs[1].clone_from(&baked[&codes]);
-            if inputs.len() > 4 {
-                // MatMulNBits has g_idx between zero points and bias.
-                inputs.insert(4, String::new());
-            }
-            let outputs = node.outputs.iter().flatten().map(|v| graph.name(*v).to_owned()).collect();
-            let mut attrs = node.attrs.clone();
-            attrs.push(("bits".to_owned(), mbqc_passes::ir::Attr::Int(4)));
-            edits.push(Edit::ReplaceNode(
-                id,
-                NewNode {
-                    name: node.name.clone(),
-                    domain: "com.microsoft".to_owned(),
-                    op: "MatMulNBits".to_owned(),
-                    inputs,
-                    outputs,
-                    attrs,
-                    metadata: node.metadata.clone(),
-                    ..NewNode::default()
-                },
-            ));
-            drops.push(codes);
-            count += 1;
-        }
-        for (_, name, tensor, owner) in outer {
-            edit(&mut result, &owner, vec![Edit::AddConst(name, tensor)])?;
-        }
-        edit(&mut result, &path, edits)?;
-        for name in drops {
-            for place in result.graph_paths() {
-                edit(&mut result, &place, vec![Edit::DropUnread(name.clone())])?;
-            }
-        }
-    }
+    let (result, count) = bake_layers(&file.model, model)?;
     if count == 0 {
         return Err(Error::Nothing(format!("{} has no 3-bit layers", model.display())));
     }
-    result.functions.retain(|f| !(f.domain == "ai.mbqc" && f.name == "MbqMatMulW3"));
-    result.opsets.retain(|(domain, _)| domain != "ai.mbqc");
-    result.import("com.microsoft", 1);
     mbqc_passes::ir::verify::verify(&result).map_err(|source| Error::Law { pass: "bake", source })?;
     let progress = Progress::new(common.quiet);
-    progress.busy(&format!("writing {}", output.display()));
-    let published = stage::write_model(Some(&file.source), &result, output)?;
+    let published = stage::write_model(Some(&file.source), &result, output, &progress)?;
     published.note.iter().for_each(|note| progress.say(note));
     let written = &published.written;
     progress.say(&format!("baked {count} layers; {}", Sizes::of(&file, written).sentence(written)));
@@ -95,19 +37,73 @@ pub fn bake(model: &Path, output: &Path, common: &Common) -> Result<(), Error> {
     Ok(())
 }
 
-fn edit(model: &mut mbqc_passes::ir::Model, path: &mbqc_passes::ir::GraphPath, edits: Vec<Edit>) -> Result<(), Error> {
-    match model.graph_at_mut(path) {
-        Some(graph) => graph.apply(edits).map_err(|source| Error::Law { pass: "bake", source }),
-        None => Ok(()),
+/// The baked model and how many layers were. `file` is for messages.
+fn bake_layers(model: &Model, file: &Path) -> Result<(Model, usize), Error> {
+    let content = |reason: String| Error::Content { file: file.to_owned(), reason };
+    let mut result = model.clone();
+    // By graph: what is edited, what is added, and what goes when nobody reads it any more.
+    let mut edits: BTreeMap<GraphPath, [Vec<Edit>; 3]> = BTreeMap::new();
+    let mut baked: HashMap<(GraphPath, String), String> = HashMap::new();
+    let mut taken = model.names();
+    let mut count = 0;
+    for path in model.graph_paths() {
+        let Some(graph) = model.graph_at(&path) else { continue };
+        for (id, node) in graph.nodes().filter(|(_, n)| n.domain == "ai.mbqc" && n.op == "MbqMatMulW3") {
+            let mut inputs: Vec<String> =
+                node.inputs.iter().map(|v| v.map_or_else(String::new, |v| graph.name(v).to_owned())).collect();
+            let codes = inputs.get(1).cloned().unwrap_or_default();
+            let (owner, tensor) = find_constant(model, &path, &codes)
+                .ok_or_else(|| content(format!("node `{}`: input B `{codes}` is not a constant", graph.label(id))))?;
+            let name = match baked.entry((owner.clone(), codes.clone())) {
+                Entry::Occupied(known) => known.get().clone(),
+                Entry::Vacant(new) => {
+                    let name = fresh_name(&mut taken, &format!("{codes}.nibbles"));
+                    let add = Edit::AddConst(name.clone(), nibbles(&tensor, file)?);
+                    edits.entry(owner.clone()).or_default()[0].push(add);
+                    new.insert(name).clone()
+                }
+            };
+            inputs[1] = name;
+            if inputs.len() > 4 {
+                // MatMulNBits has g_idx between zero points and bias.
+                inputs.insert(4, String::new());
+            }
+            let mut replacement = NewNode { inputs, ..NewNode::new("MatMulNBits", &[], &[]).domain("com.microsoft") };
+            replacement.name.clone_from(&node.name);
+            replacement.metadata.clone_from(&node.metadata);
+            replacement.outputs = node.outputs.iter().flatten().map(|v| graph.name(*v).to_owned()).collect();
+            replacement.attrs.clone_from(&node.attrs);
+            let replacement = replacement.attr("bits", Attr::Int(4));
+            edits.entry(path.clone()).or_default()[1].push(Edit::ReplaceNode(id, replacement));
+            for depth in owner.len()..=path.len() {
+                edits.entry(path[..depth].to_vec()).or_default()[2].push(Edit::DropUnread(codes.clone()));
+            }
+            count += 1;
+        }
     }
+    // Outer graphs first: subgraphs name their new constants. What nobody reads any more goes last, inner graphs first.
+    let mut drops = Vec::new();
+    let law = |source| Error::Law { pass: "bake", source };
+    for (path, [added, replaced, dropped]) in edits {
+        if let Some(graph) = result.graph_at_mut(&path) {
+            graph.apply(added.into_iter().chain(replaced)).map_err(law)?;
+        }
+        drops.push((path, dropped));
+    }
+    drops.sort_by_key(|(path, _)| std::cmp::Reverse(path.len()));
+    for (path, dropped) in drops {
+        if let Some(graph) = result.graph_at_mut(&path) {
+            graph.apply(dropped).map_err(law)?;
+        }
+    }
+    result.functions.retain(|f| !(f.domain == "ai.mbqc" && f.name == "MbqMatMulW3"));
+    result.opsets.retain(|(domain, _)| domain != "ai.mbqc");
+    result.import("com.microsoft", 1);
+    Ok((result, count))
 }
 
 /// The constant with this name, here or in a surrounding graph, and the graph that owns it.
-fn find_constant(
-    model: &mbqc_passes::ir::Model,
-    path: &mbqc_passes::ir::GraphPath,
-    name: &str,
-) -> Option<(mbqc_passes::ir::GraphPath, Tensor)> {
+fn find_constant(model: &Model, path: &GraphPath, name: &str) -> Option<(GraphPath, Tensor)> {
     let mut path = path.clone();
     loop {
         let graph = model.graph_at(&path)?;

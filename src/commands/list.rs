@@ -2,9 +2,9 @@
 
 use std::fmt::Write;
 
-use mbqc_kernels::{FORMATS, GROUPS};
+use mbqc_kernels::{FORMATS, GROUPS, Spec};
 use mbqc_models::FAMILIES;
-use mbqc_passes::method::{Floor, Judge, METHODS, MaskShift, Method, Round, Rows, Scheme, Transforms};
+use mbqc_passes::method::{Floor, Judge, METHODS, MaskShift, Method, Round, Rows, Scheme, Transforms, Unfolded};
 use mbqc_passes::ops::{OPS, OpDef, Vjp};
 use mbqc_passes::plan::ScaleRule;
 
@@ -73,8 +73,18 @@ fn gradient(op: &OpDef) -> &'static str {
 
 /// `mbqc explain`.
 pub fn explain(name: &str) -> Result<(), Error> {
+    let exact = entries(|other| other == name, name);
+    let found = if exact.is_empty() { entries(|other| other.eq_ignore_ascii_case(name), name) } else { exact };
+    if found.is_empty() {
+        return Err(Error::Usage(format!("nothing is called `{name}`; see `mbqc list ops|formats|methods|families`")));
+    }
+    print(&found.join("\n\n"))
+}
+
+/// What the lists say of the entries that `is` picks by their names; `name` may be a format with its group size.
+fn entries(is: impl Fn(&str) -> bool, name: &str) -> Vec<String> {
     let mut found = Vec::new();
-    for op in OPS.iter().flat_map(|family| family.iter()).filter(|op| op.name == name || qualified(op) == name) {
+    for op in OPS.iter().flat_map(|family| family.iter()).filter(|op| is(op.name) || is(&qualified(op))) {
         let reverse = match op.vjp {
             Vjp::Rule(_) => "It has a gradient rule.".to_owned(),
             Vjp::Zero => "Its outputs do not depend on float inputs in a differentiable way.".to_owned(),
@@ -83,21 +93,30 @@ pub fn explain(name: &str) -> Result<(), Error> {
         };
         found.push(format!("operator {}\n\n{}\n{reverse}", qualified(op), op.about));
     }
-    let format_name = name.split('g').next().unwrap_or(name);
-    for format in FORMATS.iter().filter(|f| f.name == name || f.name == format_name) {
+    let spec = name.to_ascii_lowercase().parse::<Spec>();
+    for format in FORMATS.iter().filter(|f| is(f.name) || spec.as_ref().is_ok_and(|spec| spec.format.name == f.name)) {
         let schema = &format.schema;
-        found.push(format!("format {}\n\n{}\nCarried by {}::{}.", format.name, format.about, schema.domain, schema.op));
+        let groups: Vec<String> = GROUPS.iter().map(usize::to_string).collect();
+        let group = spec.as_ref().map_or(128, |spec| spec.group);
+        // A scale of 16 bits and a zero point to every group.
+        let bits = f64::from(format.bits) + f64::from(16 + format.zero_point_bits) / group as f64;
+        found.push(format!(
+            "format {}\n\n{}\nCarried by {}::{}. Group sizes {}; {bits:.3} bits per weight with groups of {group} and f16 \
+             scales.",
+            format.name,
+            format.about,
+            schema.domain,
+            schema.op,
+            groups.join(", ")
+        ));
     }
-    for method in METHODS.iter().filter(|m| m.name == name) {
+    for method in METHODS.iter().filter(|m| is(m.name)) {
         found.push(format!("method {}\n\n{}\n{}", method.name, method.about, choices(method).join("\n")));
     }
-    for family in FAMILIES.iter().filter(|f| f.name == name) {
+    for family in FAMILIES.iter().filter(|f| is(f.name)) {
         found.push(format!("family {}\n\n{}", family.name, family.about));
     }
-    if found.is_empty() {
-        return Err(Error::Usage(format!("nothing is called `{name}`; see `mbqc list ops|formats|methods|families`")));
-    }
-    print(&found.join("\n\n"))
+    found
 }
 
 /// What a method chooses, in words.
@@ -125,6 +144,14 @@ fn choices(method: &Method) -> Vec<String> {
         ScaleRule::F32 => "scales stay in f32 until they are stored (--scales)",
     };
     let mut all = vec![rows.to_owned(), format!("{tried}, {judged}"), range.to_owned(), scales.to_owned()];
+    if method.transforms == Transforms::Ladder {
+        all.push(match method.unfolded {
+            Unfolded::Leave => "where no constant can absorb a scale it stays one (--unfolded)".to_owned(),
+            Unfolded::Mul => {
+                "where no constant can absorb a scale, a Mul before the layers does (--unfolded)".to_owned()
+            }
+        });
+    }
     if method.needs_gradients() {
         all.push(match method.shift {
             MaskShift::Shifted => "answer rows are those whose logits are supervised (--answer-rows)".to_owned(),

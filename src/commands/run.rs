@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use mbqc_passes::array::Compute;
+use mbqc_passes::array::{Array, Compute};
+use mbqc_passes::ir::DType;
 use mbqc_passes::run::{Feeds, Runner, Walk};
 use serde_json::json;
 
@@ -54,7 +55,7 @@ pub fn run(model: &Path, inputs: &Path, outputs: &Path, common: &Common) -> Resu
     }
     if !stored.is_empty() {
         let names: Vec<&str> = stored.keys().map(String::as_str).collect();
-        progress.say(&format!("warning: no inputs of the graph, not read: {}", names.join(", ")));
+        progress.warn(&format!("no inputs of the graph, not read: {}", names.join(", ")));
     }
     let mut fed: Vec<_> = feeds.keys().copied().collect();
     fed.sort();
@@ -79,7 +80,10 @@ pub fn run(model: &Path, inputs: &Path, outputs: &Path, common: &Common) -> Resu
             .collect();
         return print(&format!("{:#}", json!({ "outputs": each, "written": outputs })));
     }
-    let each: Vec<String> = each.map(|(v, a)| format!("{} {}{:?}", graph.name(*v), a.dtype, a.shape)).collect();
+    // npz knows no bfloat16.
+    let note = |array: &Array| if array.dtype == DType::BF16 { " as float32" } else { "" };
+    let each: Vec<String> =
+        each.map(|(v, a)| format!("{} {}{:?}{}", graph.name(*v), a.dtype, a.shape, note(a))).collect();
     progress.say(&format!("wrote {}: {}", outputs.display(), each.join(", ")));
     Ok(())
 }

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use indexmap::IndexMap;
 use mbqc_passes::array::{Array, Compute};
 use mbqc_passes::facts::modality::{Class, trace_rows};
-use mbqc_passes::facts::segments::cut;
+use mbqc_passes::facts::segments::{Cuts, cut};
+use mbqc_passes::facts::sites::survey;
 use mbqc_passes::ir::{Graph, Model, Type, ValueId, walk};
 use mbqc_passes::method::{CalibrationSample, MaskShift, class_of};
 use mbqc_passes::ops::Rows;
@@ -19,7 +20,7 @@ use crate::data;
 use crate::folder::Folder;
 use crate::pipeline;
 use crate::report::blocks::BlockError;
-use crate::report::metrics::{Estimate, Metrics, Summary};
+use crate::report::metrics::{Estimate, Metrics, SampleMetrics, Summary};
 use crate::report::print;
 use crate::report::progress::Progress;
 
@@ -92,6 +93,9 @@ struct Prepared<'a> {
 
 /// Runs both models on every sample and reports.
 pub fn verify(request: &VerifyRequest, common: &Common) -> Result<(), Error> {
+    if request.samples == Some(0) {
+        return Err(Error::Usage("--samples 0: at least one sample is needed".to_owned()));
+    }
     let runner = Walk::new(pipeline::pool(common), Compute::F32);
     let progress = Progress::new(common.quiet);
     let mut fp = open(&request.fp, common)?;
@@ -102,7 +106,14 @@ pub fn verify(request: &VerifyRequest, common: &Common) -> Result<(), Error> {
     let logits = logits_output(request.logits.as_deref(), &fp.model.graph, &fp.path)?;
     let q_logits = logits_output(request.logits.as_deref(), &quantized.model.graph, &quantized.path)?;
     let cuts = cut(&fp.model.graph, &[logits]).map_err(law)?;
-    let shared = blocks_of(&fp.model.graph, &cuts.necks, logits, &quantized.model.graph);
+    let alike = input_names(&fp.model.graph) == input_names(&quantized.model.graph);
+    if !alike {
+        progress
+            .say("the graphs have different inputs, so their logits are compared, not the values between their blocks");
+    }
+    let necks = if alike { &cuts.necks[..] } else { &[] };
+    let shared = blocks_of(&fp.model.graph, necks, logits, &quantized.model.graph);
+    let layers = layers_before(&fp.model, &cuts, &shared.iter().map(|s| s.1).collect::<Vec<_>>())?;
     let image = image_token(request.image_token_id, &fp.model.graph, &fp.folder)?;
     let prepare = |model, folder: &Path, frontend, logits, values: Vec<ValueId>| -> Result<Prepared<'_>, Error> {
         let data = Data {
@@ -131,7 +142,11 @@ pub fn verify(request: &VerifyRequest, common: &Common) -> Result<(), Error> {
         return Err(Error::Content { file: request.data.clone(), reason: "no samples".to_owned() });
     }
     // What calibration refuses is refused here, too.
-    a.samples.census()?.warnings.iter().for_each(|warning| progress.say(&format!("warning: {warning}")));
+    let census = a.samples.census()?;
+    census.warnings.iter().for_each(|warning| progress.warn(warning));
+    if census.without_answer == census.samples {
+        return Err(unsupervised(request));
+    }
     let (first, _) = a.samples.load(0)?;
     let tokens = first.classes.len();
     let traced = trace_rows(&runner, &fp.model, first.feeds, &[logits], tokens)?.rows;
@@ -154,7 +169,7 @@ pub fn verify(request: &VerifyRequest, common: &Common) -> Result<(), Error> {
             let judged = |error: data::Error| error.in_sample(&name);
             let logits = (floats(&p[0], logits_name)?, floats(&q[0], logits_name)?);
             metrics.add(logits.0, logits.1, &labels, kind.as_deref()).map_err(judged)?;
-            for (i, (value, ..)) in shared.iter().enumerate() {
+            for (i, value) in layers.iter().enumerate() {
                 let width = rows[i].map_or(1, |r| r.inner).max(1);
                 // The graph need not declare types.
                 let (Ok(values), Ok(other)) = (floats(&p[i + 1], value), floats(&q[i + 1], value)) else { continue };
@@ -167,6 +182,24 @@ pub fn verify(request: &VerifyRequest, common: &Common) -> Result<(), Error> {
     }
     drop(progress);
     report(request, &metrics, &blocks, int8_layers(&quantized.model), common)
+}
+
+fn input_names(graph: &Graph) -> Vec<&str> {
+    graph.inputs().iter().map(|input| graph.name(*input)).collect()
+}
+
+/// What a user knows the values between blocks by: the layer before each, with the value's own name behind it.
+fn layers_before(model: &Model, cuts: &Cuts, values: &[ValueId]) -> Result<Vec<String>, Error> {
+    let graph = &model.graph;
+    let survey = survey(model).map_err(|source| Error::Law { pass: "survey", source })?;
+    let at = |value: ValueId| cuts.position[value.0 as usize];
+    let main = survey.sites.iter().filter(|site| site.path.is_empty());
+    let layers: Vec<(usize, &str)> = main.filter_map(|site| Some((at(site.out)?, site.name.as_str()))).collect();
+    let names = values.iter().map(|&value| {
+        let before = layers.iter().filter(|(place, _)| Some(*place) <= at(value)).max_by_key(|(place, _)| *place);
+        before.map_or_else(|| graph.name(value).to_owned(), |(_, layer)| format!("{layer} ({})", graph.name(value)))
+    });
+    Ok(names.collect())
 }
 
 /// Where both graphs have a value of the same name between their blocks, each block once: views of a value that is there
@@ -201,6 +234,13 @@ fn floats<'a>(array: &'a Array, name: &str) -> Result<&'a [f32], crate::data::Er
     array.as_f32().map_err(refuse)
 }
 
+fn unsupervised(request: &VerifyRequest) -> Error {
+    Error::Content {
+        file: request.data.clone(),
+        reason: "no sample has a supervised token (labels other than -100); pass `labels` or `answer_mask`".to_owned(),
+    }
+}
+
 fn report(
     request: &VerifyRequest,
     metrics: &Metrics,
@@ -208,10 +248,7 @@ fn report(
     int8: usize,
     common: &Common,
 ) -> Result<(), Error> {
-    let summary = metrics.summary().ok_or_else(|| Error::Content {
-        file: request.data.clone(),
-        reason: "no sample has a supervised token (labels other than -100); pass `labels` or `answer_mask`".to_owned(),
-    })?;
+    let summary = metrics.summary().ok_or_else(|| unsupervised(request))?;
     let by_kind: IndexMap<&str, Option<Summary>> =
         metrics.kinds().into_iter().map(|k| (k, metrics.summary_where(|s| s.kind.as_deref() == Some(k)))).collect();
     if common.json {
@@ -226,16 +263,15 @@ fn report(
             "summary": summary,
             "kinds": by_kind,
             "blocks": blocks,
-            "samples": metrics.samples,
+            "samples": metrics.samples.iter().map(SampleMetrics::per_token).collect::<Vec<_>>(),
             "unsupervised": metrics.unsupervised,
             "int8_layers": int8,
         });
         return print(&format!("{document:#}"));
     }
     let mut lines = vec![format!("{} samples, {} supervised tokens", summary.samples, summary.tokens)];
-    let row = |name: &str, e: &Estimate, samples: usize| {
-        // One sample has no spread.
-        let se = if samples > 1 { format!("{:.5}", e.se) } else { "n/a".to_owned() };
+    let row = |name: &str, e: &Estimate| {
+        let se = e.se.map_or("n/a".to_owned(), |se| format!("{se:.5}"));
         format!("{name:<34} {:>10.5} +- {se}", e.mean)
     };
     for (name, estimate) in [
@@ -248,11 +284,11 @@ fn report(
         ("exact match, quantized", &summary.exact_q),
         ("difference (paired)", &summary.d_exact),
     ] {
-        lines.push(row(name, estimate, summary.samples));
+        lines.push(row(name, estimate));
     }
     for (kind, part) in by_kind.iter().filter_map(|(k, s)| Some((k, s.as_ref()?))) {
         let name = format!("difference of cross-entropy, {kind}");
-        lines.push(format!("{}  n = {}", row(&name, &part.d_ce, part.samples), part.samples));
+        lines.push(format!("{}  n = {}", row(&name, &part.d_ce), part.samples));
     }
     if int8 > 0 {
         lines.push(format!(
@@ -263,12 +299,13 @@ fn report(
     if metrics.unsupervised > 0 {
         lines.push(format!("{} samples without supervised tokens left out", metrics.unsupervised));
     }
-    lines
-        .push(format!("\n{:<28} {:>9} {:>9} {:>9}   sum |error| / sum |value|", "block", "vision", "answer", "prompt"));
+    let width = blocks.keys().map(|name| name.chars().count()).max().unwrap_or(0).max(28);
+    let head = format!("{:<width$} {:>9} {:>9} {:>9}", "after", "vision", "answer", "prompt");
+    lines.push(format!("\n{head}   sum |error| / sum |value|"));
     for (name, error) in blocks {
         let cell = |class| error.relative(class).map_or("-".to_owned(), |v| format!("{v:.5}"));
         lines.push(format!(
-            "{name:<28} {:>9} {:>9} {:>9}",
+            "{name:<width$} {:>9} {:>9} {:>9}",
             cell(Class::Vision),
             cell(Class::Answer),
             cell(Class::Prompt)

@@ -17,6 +17,8 @@ pub struct InputSpec {
     pub dtype: DType,
     /// Declared shape; `None` when not even the rank is declared.
     pub dims: Option<Vec<Dim>>,
+    /// An initializer of the graph stands in where nothing is given.
+    pub optional: bool,
 }
 
 impl InputSpec {
@@ -38,7 +40,8 @@ impl InputSpec {
     pub fn of(graph: &Graph, id: ValueId) -> Option<InputSpec> {
         match &graph.value(id).ty {
             Some(Type::Tensor(dtype, dims)) => {
-                Some(InputSpec { name: graph.name(id).to_owned(), dtype: *dtype, dims: dims.clone() })
+                let (name, optional) = (graph.name(id).to_owned(), graph.constant(id).is_some());
+                Some(InputSpec { name, dtype: *dtype, dims: dims.clone(), optional })
             }
             Some(Type::Other) | None => None,
         }
@@ -72,9 +75,10 @@ pub struct Extras<'a> {
 /// What the sample lacks is made up where that is clear: `attention_mask` (ones), `position_ids` `[1, T]` (counted over
 /// the mask), `cache_position`, empty caches (inputs named `past..` or `..cache..`: batch 1, the symbolic length 0),
 /// `use_cache_branch` (false), `num_logits_to_keep` and `logits_to_keep` (0: all), and `pixel_values` from `images`.
-/// Anything else is an error that names the input, what it declares and what the sample holds.
+/// An input with an initializer is left out where the sample lacks it. Anything else is an error that names the input, what it declares and what the sample holds.
 pub fn bind(sample: &Sample, inputs: &[InputSpec], extras: Extras<'_>) -> Result<IndexMap<String, Array>, Error> {
-    let each = inputs.iter().map(|input| {
+    let given = |input: &&InputSpec| !input.optional || sample.arrays.contains_key(&input.name);
+    let each = inputs.iter().filter(given).map(|input| {
         let array = one(sample, input, extras).map_err(|reason| Error::Input {
             sample: sample.name.clone(),
             input: input.name.clone(),
@@ -107,7 +111,7 @@ pub fn fit(array: &Array, input: &InputSpec) -> Result<Array, String> {
 }
 
 /// The other name under which exporters know an input.
-fn other_name(name: &str) -> Option<&'static str> {
+pub fn other_name(name: &str) -> Option<&'static str> {
     match name {
         "grid_thw" => Some("image_grid_thw"),
         "image_grid_thw" => Some("grid_thw"),
@@ -307,7 +311,7 @@ mod tests {
             text => text.parse().map_or_else(|_| Dim::Symbol(text.to_owned()), Dim::Size),
         };
         let dims = dims.split(',').filter(|text| !text.is_empty()).map(dim).collect();
-        InputSpec { name: name.to_owned(), dtype: DType::from_name(dtype).unwrap(), dims: Some(dims) }
+        InputSpec { name: name.to_owned(), dtype: DType::from_name(dtype).unwrap(), dims: Some(dims), optional: false }
     }
 
     fn check(arrays: &[(&str, Array)], name: &str, declared: &str, expected: Result<Array, &str>) {

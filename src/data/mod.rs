@@ -14,7 +14,7 @@ pub mod processor;
 pub mod sample;
 pub mod set;
 
-pub use bind::{Extras, InputSpec, bind};
+pub use bind::{Extras, InputSpec, bind, other_name};
 pub use classes::{Class, MaskShift, classes};
 pub use loss::Loss;
 pub use processor::Processor;

@@ -25,8 +25,12 @@ pub enum Packing {
 /// Reads every array of a file, in the file's order, as stored.
 pub fn read(path: &Path) -> Result<IndexMap<String, Npy>, Error> {
     let container = |reason: String| Error::Container { path: path.to_owned(), reason };
+    if path.is_dir() {
+        return Err(container("found a folder, expected a .npz file".to_owned()));
+    }
     let file = File::open(path).map_err(Error::io(path))?;
-    let mut archive = ZipArchive::new(BufReader::new(file)).map_err(|e| container(e.to_string()))?;
+    let no_archive = |e| container(format!("{e}; expected a .npz file, as numpy.savez writes it"));
+    let mut archive = ZipArchive::new(BufReader::new(file)).map_err(no_archive)?;
     let mut arrays = IndexMap::with_capacity(archive.len());
     for index in 0..archive.len() {
         let mut entry = archive.by_index(index).map_err(|e| container(e.to_string()))?;

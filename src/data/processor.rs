@@ -102,6 +102,10 @@ impl Processor {
         };
         let (height, width, channels) = (*height, *width, *channels);
         self.check_size(height, width)?;
+        if !matches!(channels, 1 | 3 | 4) {
+            let reason = "expected [.., height, width, channels] with the channels last";
+            return Err(Error::Images(format!("{reason}, found {:?}", images.shape)));
+        }
         let tables = self.tables(channels)?;
         let plane = height * width;
         let mut out = vec![0.0_f32; bytes.len()];

@@ -60,12 +60,16 @@ impl Folder {
 
 /// `mbqc FOLDER/ -o OUT/`: compiles the decoder, and the vision encoder where a format is given for it; copies what
 /// belongs to them.
-pub fn compile(path: &Path, output: &Path, options: &Compile) -> Result<(), Error> {
+pub fn compile(path: &Path, options: &Compile) -> Result<(), Error> {
     let folder = Folder::open(path)?;
     let mut places = pipeline::inputs(path, options)?;
-    places.folder_output("-o", output, path)?;
+    let asked = options.output.as_deref();
+    if let Some(output) = asked {
+        places.folder_output("-o", output, path)?;
+    }
     pipeline::claim_plan(&mut places, options)?;
-    if !options.dry_run {
+    let output = asked.filter(|_| !options.dry_run);
+    if let Some(output) = output {
         probe_folder("-o", output)?;
         may_fill(output, options.force)?;
     }
@@ -77,14 +81,17 @@ pub fn compile(path: &Path, output: &Path, options: &Compile) -> Result<(), Erro
     };
     let (vision, embed) = (read(&folder.vision)?, read(&folder.embed)?);
     let with_vision = options.vision_format != "none";
-    let listing = list(path, output, &[vision.as_ref().filter(|_| !with_vision), embed.as_ref()], |file| {
-        is_of(&decoder, file) || (with_vision && vision.as_ref().is_some_and(|vision| is_of(vision, file)))
-    })?;
+    // Without an output nothing is left out for its sake.
+    let listing = list(
+        path,
+        asked.unwrap_or(Path::new("")),
+        &[vision.as_ref().filter(|_| !with_vision), embed.as_ref()],
+        |file| is_of(&decoder, file) || (with_vision && vision.as_ref().is_some_and(|vision| is_of(vision, file))),
+    )?;
     let compiled = [Some(&folder.decoder), folder.vision.as_ref().filter(|_| with_vision)];
-    for file in listing.copied.iter().map(|file| output.join(file)).chain(
-        compiled.into_iter().flatten().filter_map(|file| file.strip_prefix(path).ok()).map(|file| output.join(file)),
-    ) {
-        places.output("a file of -o", &file)?;
+    let compiled = compiled.into_iter().flatten().filter_map(|file| file.strip_prefix(path).ok());
+    for (file, output) in listing.copied.iter().map(PathBuf::as_path).chain(compiled).zip(asked.into_iter().cycle()) {
+        places.output("a file of -o", &output.join(file))?;
     }
 
     let model = |file: &Option<onnx::File>| file.as_ref().map(|file| file.model.clone());
@@ -92,7 +99,7 @@ pub fn compile(path: &Path, output: &Path, options: &Compile) -> Result<(), Erro
     let encoder = match vision.filter(|_| with_vision) {
         Some(file) => Some(compile_vision(file, &folder, path, options, &runner, &progress)?),
         None if with_vision => {
-            progress.say("warning: without effect, because the folder has no vision encoder: --vision-format");
+            progress.warn("without effect, because the folder has no vision encoder: --vision-format");
             None
         }
         None => None,
@@ -104,10 +111,9 @@ pub fn compile(path: &Path, output: &Path, options: &Compile) -> Result<(), Erro
     pipeline::save_plan(&decided.plan, options, &progress)?;
     let mut outcome = Outcome { decided, written: None };
     let mut encoder = encoder.map(|decided| Outcome { decided, written: None });
-    if !options.dry_run {
-        progress.busy(&format!("writing {}", output.display()));
+    if let Some(output) = output {
         listing.left.iter().for_each(|(why, files)| progress.say(&left(why, files)));
-        write(path, output, &listing, [Some(&mut outcome), encoder.as_mut()])?;
+        write(path, output, &listing, [Some(&mut outcome), encoder.as_mut()], &progress)?;
     }
     drop(progress);
     report(&outcome, encoder.as_ref(), &options.common)
@@ -177,7 +183,13 @@ fn may_fill(output: &Path, force: bool) -> Result<(), Error> {
 }
 
 /// Puts everything together beside the output and moves it into place: the decoder last, whose notes make the folder ours.
-fn write(path: &Path, output: &Path, listing: &Listing, outcomes: [Option<&mut Outcome>; 2]) -> Result<(), Error> {
+fn write(
+    path: &Path,
+    output: &Path,
+    listing: &Listing,
+    outcomes: [Option<&mut Outcome>; 2],
+    progress: &Progress,
+) -> Result<(), Error> {
     fs::create_dir_all(folder_of(output)).map_err(Error::file(output))?;
     let staging = Staging::beside(output)?;
     let mut files = Vec::new();
@@ -187,34 +199,35 @@ fn write(path: &Path, output: &Path, listing: &Listing, outcomes: [Option<&mut O
         copied.map_err(Error::file(&to))?;
         files.push((staged, to));
     }
+    let mut formats: Vec<String> =
+        outcomes.iter().flatten().flat_map(|o| o.decided.plan.recipes.iter().map(|r| r.format.clone())).collect();
+    formats.sort_unstable();
+    formats.dedup();
     for (at, outcome) in outcomes.into_iter().enumerate().rev() {
         let Some(outcome) = outcome else { continue };
         let decided = &outcome.decided;
         let source = &decided.file.source;
         let file = source.path().strip_prefix(path).unwrap_or(source.path()).to_owned();
         let (staged, to) = (staging.path().join(&file), output.join(&file));
-        let written = write_staged(Some(source), &decided.result, &staged, &to)?;
+        let written = write_staged(Some(source), &decided.result, &staged, &to, progress)?;
         if let Some(data) = &written.data {
             files.push((staged.with_file_name(data.file_name().unwrap_or_default()), data.clone()));
         }
         files.push((staged, to));
         outcome.written = Some(written);
         if at == 0 {
-            update_config(staging.path(), output, &decided.plan)?;
+            update_config(staging.path(), output, &decided.plan, &formats)?;
         }
     }
     if output.exists() { staging.publish(&files) } else { staging.publish_folder(output) }
 }
 
-/// Says in `config.json` how the decoder was quantized, as loaders expect to find it.
-fn update_config(folder: &Path, output: &Path, plan: &Plan) -> Result<(), Error> {
+/// Says in `config.json` how the folder was quantized, as loaders expect to find it: the decoder's method, all formats.
+fn update_config(folder: &Path, output: &Path, plan: &Plan, formats: &[String]) -> Result<(), Error> {
     let (file, to) = (folder.join("config.json"), output.join("config.json"));
     let Ok(text) = fs::read_to_string(&file) else { return Ok(()) };
     let mut config: serde_json::Value = serde_json::from_str(&text)
         .map_err(|e| Error::Content { file: to.clone(), reason: format!("not valid JSON: {e}") })?;
-    let mut formats: Vec<&str> = plan.recipes.iter().map(|r| r.format.as_str()).collect();
-    formats.sort_unstable();
-    formats.dedup();
     if let Some(object) = config.as_object_mut() {
         let note = serde_json::json!({ "quant_method": "mbqc", "method": plan.method, "formats": formats });
         object.insert("quantization_config".to_owned(), note);

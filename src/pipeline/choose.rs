@@ -1,5 +1,6 @@
 //! From options to a method, a format per layer, and reasons for the rest.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
@@ -11,10 +12,15 @@ use mbqc_passes::method::driver::Chosen;
 use mbqc_passes::method::{self, Floor, MaskShift, Method, Round, Scheme, Unfolded};
 use mbqc_passes::plan::{ScaleRule, SkipKind, Skipped};
 use mbqc_passes::rewrite::apply::can_apply;
+use serde_json::json;
 
 use crate::Error;
-use crate::cli::{AnswerRowsArg, Compile, FloorArg, RangeArg, RhoArg, ScalesArg, TargetArg, UnfoldedArg};
+use crate::cli::{AnswerRowsArg, Common, Compile, FloorArg, RangeArg, RhoArg, ScalesArg, TargetArg, UnfoldedArg};
+use crate::report::print;
 use crate::report::progress::Progress;
+
+/// Those of the options in [`tell_idle_options`] that speak of gradients.
+const OF_GRADIENTS: std::ops::Range<usize> = 5..8;
 
 /// Tells which options have no effect, because nothing they speak of happens.
 pub(super) fn tell_idle_options(options: &Compile, method: &Method, progress: &Progress) {
@@ -26,22 +32,26 @@ pub(super) fn tell_idle_options(options: &Compile, method: &Method, progress: &P
         ("--image-token-id", options.image_token_id.is_some()),
         ("--logits", options.logits.is_some()),
         ("--answer-rows", switches.answer_rows.is_some()),
+        ("--rho", switches.rho.is_some()),
         ("--floor", switches.floor.is_some()),
         ("--half-casts", switches.half_casts.is_some()),
         ("--unfolded", switches.unfolded.is_some()),
     ];
-    let of_gradients = [("--answer-rows", switches.answer_rows.is_some()), ("--floor", switches.floor.is_some())];
+    let of_gradients = &of_data[OF_GRADIENTS];
     let (all, why): (&[(&str, bool)], &str) = match (method.needs_data(), method.needs_gradients()) {
         (false, _) => (&of_data, "uses no calibration data"),
-        (true, false) => (&of_gradients, "counts all rows alike"),
+        (true, false) => (of_gradients, "counts all rows alike"),
         (true, true) => (&[], ""),
     };
     let idle: Vec<&str> = all.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
     if !idle.is_empty() {
-        progress.say(&format!("warning: without effect, because method {} {why}: {}", method.name, idle.join(", ")));
+        progress.warn(&format!("without effect, because method {} {why}: {}", method.name, idle.join(", ")));
     }
-    if options.emit.target == TargetArg::Ort && options.emit.fallback.is_some() {
-        progress.say("warning: without effect, because --target ort writes no operator that needs a body: --fallback");
+    let w3 =
+        [&options.format, &options.vision_format, &options.head_format].iter().any(|format| format.starts_with("w3"));
+    if options.emit.fallback.is_some() && (options.emit.target == TargetArg::Ort || !w3) {
+        let why = if w3 { "--target ort writes" } else { "these formats need" };
+        progress.warn(&format!("without effect, because {why} no operator with a body: --fallback"));
     }
 }
 
@@ -178,13 +188,20 @@ pub(super) fn choose(model: &Model, survey: &Survey, options: &Compile) -> Resul
     Ok((chosen, skipped))
 }
 
-/// Tells what is left alone: a line per reason, and the sum.
-pub(super) fn print_skips(skipped: &[Skipped], progress: &Progress) {
+/// Tells what is left alone, where nothing is written: a line per reason, and the sum; or a document for programs.
+pub(super) fn tell_skips(skipped: &[Skipped], common: &Common, progress: &Progress) -> Result<(), Error> {
+    if common.json {
+        return print(&format!("{:#}", json!({ "skipped": skipped })));
+    }
     let mut reasons: IndexMap<&str, Vec<&Skipped>> = IndexMap::new();
     for skip in skipped {
         reasons.entry(&skip.reason).or_default().push(skip);
     }
-    let mb = |all: &[&Skipped]| all.iter().map(|skip| skip.bytes).sum::<usize>() as f64 / 1e6;
+    // A weight that several layers share is there once.
+    let mb = |all: &[&Skipped]| {
+        let weights: HashMap<&str, usize> = all.iter().map(|skip| (skip.weight.as_str(), skip.bytes)).collect();
+        weights.values().sum::<usize>() as f64 / 1e6
+    };
     for (reason, all) in &reasons {
         let names: Vec<String> = all.iter().take(3).map(|skip| format!("{} `{}`", skip.op, skip.node)).collect();
         let more = if all.len() > names.len() { ", ..." } else { "" };
@@ -194,9 +211,10 @@ pub(super) fn print_skips(skipped: &[Skipped], progress: &Progress) {
         let all: Vec<&Skipped> = skipped.iter().collect();
         progress.say(&format!("left: {} ({:.2} MB) in all", all.len(), mb(&all)));
     }
+    Ok(())
 }
 
-pub(super) fn why_nothing(skipped: &[Skipped], path: &Path) -> String {
+pub(super) fn why_nothing(skipped: &[Skipped], path: &Path, common: &Common) -> String {
     let all = |kind: SkipKind| !skipped.is_empty() && skipped.iter().all(|s| s.kind == kind);
     if skipped.is_empty() {
         format!("{} has no layers with constant weights", path.display())
@@ -207,6 +225,11 @@ pub(super) fn why_nothing(skipped: &[Skipped], path: &Path) -> String {
     } else if all(SkipKind::NotLinear) {
         format!("{} has weights, but no linear layers", path.display())
     } else {
-        format!("every linear layer of {} is left alone, for the reasons listed above", path.display())
+        let reasons = match (common.json, common.quiet) {
+            (true, _) => "; the document tells why",
+            (false, true) => "; without --quiet the reasons are listed",
+            (false, false) => ", for the reasons listed above",
+        };
+        format!("every linear layer of {} is left alone{reasons}", path.display())
     }
 }

@@ -18,7 +18,7 @@ use mbqc_passes::rewrite::fallback::Fallback;
 use mbqc_passes::run::{HalfCasts, RunError, Runner, Walk};
 use serde_json::json;
 
-use self::choose::{choose, pick_method, print_skips, tell_idle_options, why_nothing};
+use self::choose::{choose, pick_method, tell_idle_options, tell_skips, why_nothing};
 use crate::calibration::{Data, DataSamples, Frontend, image_token, logits_output};
 use crate::cli::{AccuracyArg, Common, Compile, Emit, FallbackArg, HalfCastsArg, TargetArg};
 use crate::onnx::{self, ReadOptions, Written};
@@ -69,21 +69,27 @@ pub struct Outcome {
 
 /// `mbqc MODEL -o OUT`.
 pub fn main_job(options: &Compile) -> Result<(), Error> {
-    let (Some(model), Some(output)) = (&options.model, &options.output) else {
-        return Err(Error::Usage("a model and an output are needed: mbqc MODEL -o OUT".to_owned()));
+    let Some(model) = &options.model else {
+        return Err(Error::Usage("a model is needed: mbqc MODEL -o OUT".to_owned()));
     };
+    if options.output.is_none() && !options.dry_run {
+        return Err(Error::Usage("an output is needed: mbqc MODEL -o OUT; or --dry-run, which writes none".to_owned()));
+    }
+    let output = options.output.as_deref().filter(|_| !options.dry_run);
     for (option, count) in [("--samples", options.samples), ("--search-samples", options.search_samples)] {
         if count == Some(0) {
             return Err(Error::Usage(format!("{option} 0: calibration needs at least one sample")));
         }
     }
-    if model.is_dir() { folder::compile(model, output, options) } else { single(model, output, options) }
+    if model.is_dir() { folder::compile(model, options) } else { single(model, output, options) }
 }
 
-fn single(model: &Path, output: &Path, options: &Compile) -> Result<(), Error> {
+fn single(model: &Path, output: Option<&Path>, options: &Compile) -> Result<(), Error> {
     let mut places = inputs(model, options)?;
-    places.model_output("-o", output)?;
-    if !options.dry_run {
+    if let Some(output) = &options.output {
+        places.model_output("-o", output)?;
+    }
+    if let Some(output) = output {
         probe_file("-o", output)?;
     }
     claim_plan(&mut places, options)?;
@@ -95,11 +101,13 @@ fn single(model: &Path, output: &Path, options: &Compile) -> Result<(), Error> {
     let decided = compile(unit, options, &runner, &progress)?;
     save_plan(&decided.plan, options, &progress)?;
     let mut written = None;
-    if !options.dry_run {
-        progress.busy(&format!("writing {}", output.display()));
-        let published = stage::write_model(Some(&decided.file.source), &decided.result, output)?;
+    if let Some(output) = output {
+        let published = stage::write_model(Some(&decided.file.source), &decided.result, output, &progress)?;
         published.note.iter().for_each(|note| progress.say(note));
         written = Some(published.written);
+    }
+    if options.force {
+        progress.warn("without effect, because a single file is written: --force");
     }
     drop(progress);
     let outcome = Outcome { decided, written };
@@ -140,12 +148,12 @@ pub fn compile(unit: Unit, options: &Compile, runner: &Walk, progress: &Progress
     let method = &pick_method(options, progress)?;
     tell_idle_options(options, method, progress);
     if chosen.is_empty() {
-        print_skips(&skipped, progress);
-        return Err(Error::Nothing(why_nothing(&skipped, &path)));
+        tell_skips(&skipped, &options.common, progress)?;
+        return Err(Error::Nothing(why_nothing(&skipped, &path, &options.common)));
     }
     let unsupported = skipped.iter().filter(|s| s.kind == SkipKind::Unsupported).count();
     if options.strict && unsupported > 0 {
-        print_skips(&skipped, progress);
+        tell_skips(&skipped, &options.common, progress)?;
         return Err(Error::Strict(unsupported));
     }
     let logits = logits_output(options.logits.as_deref(), &model.graph, &path)?;
@@ -232,6 +240,7 @@ pub fn apply_plan(
         options.target = Target::Ort;
     }
     let mut result = apply::apply(model, survey, plan, &options, &Arc::new(Pool::new(pool.threads())))?;
+    apply::check(model, survey, plan)?;
     verify::verify(&result).map_err(|source| Error::Law { pass: "apply", source })?;
     stamp::mark(&mut result, plan)?;
     Ok(result)
@@ -240,9 +249,7 @@ pub fn apply_plan(
 /// Reads a model and tells its warnings.
 pub fn read(path: &Path, common: &Common) -> Result<onnx::File, Error> {
     let file = onnx::read(path, &ReadOptions { allow_lossy: common.allow_lossy })?;
-    if !common.quiet {
-        file.warnings.iter().for_each(|warning| tell(&format!("warning: {warning}")));
-    }
+    file.warnings.iter().for_each(|warning| tell(&format!("warning: {warning}")));
     Ok(file)
 }
 
@@ -296,7 +303,7 @@ fn check_data(samples: &DataSamples<'_>, method: &Method, model: &Path, progress
         return Err(Error::Content { file: model.to_owned(), reason });
     }
     let census = samples.census()?;
-    census.warnings.iter().for_each(|warning| progress.say(&format!("warning: {warning}")));
+    census.warnings.iter().for_each(|warning| progress.warn(warning));
     if !method.needs_gradients() {
         return Ok(());
     }

@@ -1,5 +1,6 @@
 //! What the main job says at its end.
 
+use indexmap::IndexMap;
 use serde_json::{Value, json};
 
 use super::Outcome;
@@ -43,10 +44,12 @@ pub fn written_json(written: &Written) -> Value {
 
 fn document(outcome: &Outcome) -> Value {
     let decided = &outcome.decided;
+    let sensitivities: IndexMap<&str, _> =
+        decided.prepared.sensitivities.iter().map(|(value, found)| (value.as_str(), found)).collect();
     json!({
         "plan": decided.plan,
         "coverage": decided.coverage,
-        "sensitivities": decided.prepared.sensitivities,
+        "sensitivities": sensitivities,
         "gradients": decided.prepared.gradients,
         "written": outcome.written.as_ref().map(written_json),
     })
@@ -81,7 +84,8 @@ pub fn report(outcome: &Outcome, vision: Option<&Outcome>, common: &Common) -> R
         let multiplied = decided.plan.groups.iter().filter(|g| g.mul && !g.scale.is_empty()).count();
         if multiplied > 0 {
             tell(&format!(
-                "{multiplied} groups get a Mul before their layers, because no constant can absorb their scale"
+                "{multiplied} of {} groups have their scale in a Mul before the layers, because no constant can absorb it",
+                decided.plan.groups.len()
             ));
         }
         // What nothing can absorb is usual. A group that something could absorb a scale for, and that was not searched, is not.

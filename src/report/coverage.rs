@@ -15,12 +15,17 @@ use serde::Serialize;
 pub struct Line {
     /// Layers.
     pub layers: usize,
-    /// Weights in them.
+    /// Weights in quantized layers.
+    #[serde(skip_serializing_if = "is_zero")]
     pub weights: usize,
     /// Bytes before.
     pub before: usize,
     /// Bytes after.
     pub after: usize,
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// What a plan covers.

@@ -65,15 +65,46 @@ impl SampleMetrics {
         Ok((tokens > 0).then_some(sample))
     }
 
-    /// Mean cross-entropy over the sample's rows: original, quantized.
-    pub fn mean_ce(&self) -> (f64, f64) {
-        (self.ce_fp / self.tokens as f64, self.ce_q / self.tokens as f64)
+    /// The same figures per token, as summaries have them: cross-entropies and divergence as means, the rest as shares.
+    pub fn per_token(&self) -> PerToken<'_> {
+        let each = |sum: f64| sum / self.tokens as f64;
+        PerToken {
+            kind: self.kind.as_deref(),
+            tokens: self.tokens,
+            ce_fp: each(self.ce_fp),
+            ce_q: each(self.ce_q),
+            kl: each(self.kl),
+            flips: each(self.flips as f64),
+            exact_fp: self.exact().0,
+            exact_q: self.exact().1,
+        }
     }
 
     /// Every label is the most probable token, so that greedy decoding reproduces the answer: original, quantized.
     pub fn exact(&self) -> (bool, bool) {
         (self.hits_fp == self.tokens, self.hits_q == self.tokens)
     }
+}
+
+/// The figures of one sample, per supervised token.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PerToken<'a> {
+    /// What kind of sample it is, when the set says.
+    pub kind: Option<&'a str>,
+    /// Supervised rows.
+    pub tokens: usize,
+    /// Mean cross-entropy of the original.
+    pub ce_fp: f64,
+    /// Mean cross-entropy of the quantized model.
+    pub ce_q: f64,
+    /// Mean KL(original || quantized).
+    pub kl: f64,
+    /// Share of rows whose most probable token differs.
+    pub flips: f64,
+    /// Whether the original answers exactly.
+    pub exact_fp: bool,
+    /// Whether the quantized model answers exactly.
+    pub exact_q: bool,
 }
 
 /// The first of the largest entries.
@@ -92,8 +123,8 @@ fn argmax(row: &[f32]) -> usize {
 pub struct Estimate {
     /// The figure.
     pub mean: f64,
-    /// Its standard error.
-    pub se: f64,
+    /// Its standard error; one sample has none.
+    pub se: Option<f64>,
 }
 
 impl Estimate {
@@ -101,8 +132,8 @@ impl Estimate {
     fn ratio(pairs: impl Iterator<Item = (f64, f64)> + Clone) -> Estimate {
         let (top, bottom) = pairs.clone().fold((0.0, 0.0), |(top, bottom), (x, t)| (top + x, bottom + t));
         let mean = top / bottom;
-        let spread: f64 = pairs.map(|(x, t)| (x - mean * t).powi(2)).sum();
-        Estimate { mean, se: spread.sqrt() / bottom }
+        let spread: f64 = pairs.clone().map(|(x, t)| (x - mean * t).powi(2)).sum();
+        Estimate { mean, se: (pairs.count() > 1).then(|| spread.sqrt() / bottom) }
     }
 
     /// Mean over samples.
@@ -212,8 +243,13 @@ mod tests {
         rows.chain([0.0, 0.0]).collect()
     }
 
-    fn close(found: Estimate, mean: f64, se: f64) {
-        assert!((found.mean - mean).abs() < CLOSE && (found.se - se).abs() < CLOSE, "{found:?} {mean} {se}");
+    fn close(found: Estimate, mean: f64, se: impl Into<Option<f64>>) {
+        let se = se.into();
+        let near = match (found.se, se) {
+            (Some(found), Some(se)) => (found - se).abs() < CLOSE,
+            (found, se) => found == se,
+        };
+        assert!((found.mean - mean).abs() < CLOSE && near, "{found:?} {mean} {se:?}");
     }
 
     #[test]
@@ -226,7 +262,7 @@ mod tests {
         assert!((sample.kl - kl(0.8, 0.75) - kl(0.6, 0.4)).abs() < CLOSE, "logits are f32");
         assert_eq!((sample.tokens, sample.flips, sample.hits_fp, sample.hits_q), (2, 1, 2, 1));
         assert_eq!(sample.exact(), (true, false));
-        assert!((sample.mean_ce().0 - sample.ce_fp / 2.0).abs() < CLOSE);
+        assert!((sample.per_token().ce_fp - sample.ce_fp / 2.0).abs() < CLOSE);
     }
 
     #[test]
@@ -237,9 +273,9 @@ mod tests {
         metrics.add(&fp, &fp, &[0, -100, -100], Some("cap")).unwrap();
         let summary = metrics.summary().unwrap();
         assert_eq!((summary.samples, summary.tokens, metrics.unsupervised), (1, 2, 1));
-        close(summary.kl, 0.0, 0.0);
-        close(summary.d_ce, 0.0, 0.0);
-        close(summary.flips, 0.0, 0.0);
+        close(summary.kl, 0.0, None);
+        close(summary.d_ce, 0.0, None);
+        close(summary.flips, 0.0, None);
     }
 
     #[test]

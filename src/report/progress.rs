@@ -29,7 +29,7 @@ struct Stage {
 }
 
 impl Progress {
-    /// Progress of a command; `quiet` says nothing.
+    /// Progress of a command; `quiet` says nothing but warnings.
     pub fn new(quiet: bool) -> Progress {
         Progress { quiet, terminal: std::io::stderr().is_terminal(), state: RefCell::default() }
     }
@@ -87,6 +87,12 @@ impl Progress {
             self.clear();
             super::tell(text);
         }
+    }
+
+    /// A warning: seen also by those who asked for quiet.
+    pub fn warn(&self, text: &str) {
+        self.clear();
+        super::tell(&format!("warning: {text}"));
     }
 
     /// Takes back a line that would be rewritten.

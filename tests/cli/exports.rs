@@ -58,8 +58,8 @@ fn verify_of_folders() -> Outcome {
         assert_eq!(ran.code, Some(0), "{name}: {ran}");
         let ran = place.run(&format!("verify {folder} out --data data.npz {options}"));
         assert_eq!(ran.code, Some(0), "{name}: {ran}");
-        let blocks = ran.out.lines().skip_while(|line| !line.starts_with("block")).skip(1);
-        let figures: Vec<String> = blocks.map(|l| l.split_whitespace().skip(1).collect::<Vec<_>>().join(" ")).collect();
+        let blocks = ran.out.lines().skip_while(|line| !line.starts_with("after")).skip(1);
+        let figures: Vec<String> = blocks.filter_map(|l| Some(l.rsplit_once(')')?.1.trim().to_owned())).collect();
         let nonzero: Vec<&String> = figures.iter().filter(|f| !f.starts_with("0.00000 0.00000")).collect();
         let distinct: BTreeSet<&&String> = nonzero.iter().collect();
         assert!(nonzero.len() > 1 && distinct.len() == nonzero.len(), "{name}: a block is listed twice: {ran}");

@@ -90,7 +90,8 @@ impl Place {
     }
 
     pub(crate) fn write(&self, name: &str, model: &Model, placement: Placement) -> Result<(), mbqc::onnx::Error> {
-        write(None, model, &self.path(name), &WriteOptions { placement, threshold: 64 }).map(drop)
+        write(None, model, &self.path(name), &WriteOptions { placement, threshold: 64, ..WriteOptions::default() })
+            .map(drop)
     }
 
     /// Writes a data set.

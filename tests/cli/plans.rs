@@ -32,13 +32,20 @@ fn plans_that_do_not_fit() -> Outcome {
     edited("scale.json", &|p| p["groups"][0]["scale"] = vec![1.0; 3].into())?;
     edited("nan.json", &|p| p["groups"][0]["scale"] = vec![0.0; 32].into())?;
     edited("twice.json", &|p| p["recipes"][1] = p["recipes"][0].clone())?;
-    edited("nobody.json", &|p| p["groups"][1]["scale"] = vec![2.0; 64].into())?;
+    edited("nobody.json", &|p| {
+        p["groups"][1]["scale"] = vec![2.0; 64].into();
+        p["groups"][1]["mul"] = false.into();
+    })?;
     edited("field.json", &|p| p["recipes"][0]["fromat"] = "w3g32".into())?;
+    edited("loose.json", &|p| p["recipes"][0]["group"] = Value::Null)?;
+    edited("fewer.json", &|p| drop(p["recipes"].as_array_mut().expect("a list").remove(0)))?;
+    edited("runs.json", &|p| p["groups"][0]["divided"][0]["runs"] = serde_json::json!([[0, 16], [0, 16]]))?;
+    edited("both.json", &|p| p["groups"][0]["mul"] = true.into())?;
     edited("empty.json", &|p| p["recipes"] = Value::Array(Vec::new()))?;
     let mut told = String::new();
     for name in [
         "missing", "words", "cut", "version", "site", "size", "format", "group", "scale", "nan", "twice", "nobody",
-        "field",
+        "field", "loose", "fewer", "runs", "both",
     ] {
         told += &place.refused(1, &format!("apply m.onnx --plan {name}.json -o out.onnx"));
     }

@@ -42,7 +42,12 @@ fn real_exports_survive_reading_dumping_and_writing() -> Outcome {
         // difference.
         let mut noted = file.model.clone();
         noted.set_metadata("mbqc.test", "1");
-        write(Some(&file.source), &noted, &output, &WriteOptions { placement: Placement::Inline, threshold: 1024 })?;
+        write(
+            Some(&file.source),
+            &noted,
+            &output,
+            &WriteOptions { placement: Placement::Inline, threshold: 1024, ..WriteOptions::default() },
+        )?;
         let (before, mut after) = (second::decode(&original)?, second::decode(&fs::read(&output)?)?);
         assert!(after.metadata_props.pop().is_some_and(|note| note.key == "mbqc.test"), "{place}");
         if written.data.is_none() {
@@ -55,7 +60,12 @@ fn real_exports_survive_reading_dumping_and_writing() -> Outcome {
 
         // And everything made from the IR alone.
         let output = out.path().join("new.onnx");
-        write(None, &file.model, &output, &WriteOptions { placement: Placement::External, threshold: 64 })?;
+        write(
+            None,
+            &file.model,
+            &output,
+            &WriteOptions { placement: Placement::External, threshold: 64, ..WriteOptions::default() },
+        )?;
         let again = read(&output, &ReadOptions::default())?;
         assert_eq!(same::difference(&file.model, &again.model), None, "{place}: written without its source");
     }

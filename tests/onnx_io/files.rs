@@ -21,7 +21,7 @@ fn open(path: &Path) -> Result<File, Error> {
     read(path, &ReadOptions::default())
 }
 
-fn options(placement: Placement) -> WriteOptions {
+fn options(placement: Placement) -> WriteOptions<'static> {
     WriteOptions { placement, ..WriteOptions::default() }
 }
 

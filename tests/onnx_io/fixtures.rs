@@ -32,7 +32,7 @@ fn fixtures_survive_dumping_and_writing() -> Outcome {
 
         for placement in [Placement::Inline, Placement::External] {
             let output = folder.path().join("model.onnx");
-            write(None, &model, &output, &WriteOptions { placement, threshold: 16 })?;
+            write(None, &model, &output, &WriteOptions { placement, threshold: 16, ..WriteOptions::default() })?;
             let file = read(&output, &ReadOptions::default())?;
             assert_eq!(same::difference(&model, &file.model), None, "{place}: as a file, {placement:?}");
             assert!(file.source.is_canonical(), "{place}");

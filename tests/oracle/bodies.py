@@ -26,7 +26,8 @@ def cases():
             for place in ("top", "if"):
                 yield {"name": f"ort-{opset}-{kind}-{place}", "fallback": "ort", "opset": opset, "kind": kind, "place": place}
         for opset in (21, 22):
-            yield {"name": f"standard-{opset}-{kind}-top", "fallback": "standard", "opset": opset, "kind": kind, "place": "top"}
+            for place in ("top", "if"):
+                yield {"name": f"standard-{opset}-{kind}-{place}", "fallback": "standard", "opset": opset, "kind": kind, "place": place}
 
 
 def weights(case):

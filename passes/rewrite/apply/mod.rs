@@ -7,16 +7,18 @@ use mbqc_kernels::affine::ScaleType;
 use mbqc_kernels::{FORMATS, Format, Pool, Spec};
 
 use crate::facts::sites::{Form, Site, Survey};
-use crate::ir::{Attr, DType, Edit, GraphPath, Model, NewNode, NodeId, Place, Tensor};
+use crate::ir::{Attr, DType, Edit, GraphPath, Model, NewNode, NodeId, Place, Tensor, Type, fresh_name};
 use crate::method::driver::matrix;
-use crate::plan::{GroupPlan, Plan, Recipe, ScaleRule, path_text, site_key};
+use crate::plan::{DividedPlan, GroupPlan, Plan, Recipe, ScaleRule, path_text, site_key};
 use crate::weights::{Scaling, WeightError, scale_type};
 
-use super::fallback::{Fallback, body};
+use super::fallback::{Fallback, body, is_body};
 
+mod check;
 mod divide;
 mod packed;
 
+pub use check::check;
 use divide::{Refused, divide};
 use packed::{PackedSource, Packing, lazy};
 
@@ -108,8 +110,9 @@ pub fn apply(
         pool,
         packed: HashMap::new(),
         products: HashMap::new(),
+        folded: HashMap::new(),
         edits: HashMap::new(),
-        names: HashMap::new(),
+        names: model.names(),
         ops: Vec::new(),
         sites: survey.sites.iter().enumerate().map(|(i, s)| (site_key(model, s), i)).collect(),
     };
@@ -148,7 +151,12 @@ pub fn apply(
         result.import(&domain, version);
     }
     // A model that was compiled in part before brings the body along.
-    if own && result.function("ai.mbqc", "MbqMatMulW3").is_none() {
+    let known = result.function("ai.mbqc", "MbqMatMulW3").filter(|_| own);
+    if known.is_some_and(|known| !is_body(known)) {
+        let reason = "the model brings a function `ai.mbqc::MbqMatMulW3` whose nodes are not those that mbqc writes, so 3-bit layers                       would compute something else; compile the original model, or use --target ort";
+        return Err(ApplyError::Body(reason.to_owned()));
+    }
+    if own && known.is_none() {
         let function = body(options.fallback, result.opset()).map_err(ApplyError::Body)?;
         if let Some(function) = function {
             for (domain, version) in function.opsets.iter().filter(|(domain, _)| !domain.is_empty()) {
@@ -194,9 +202,11 @@ struct Pass<'a> {
     packed: HashMap<Packing, [String; 3]>,
     /// By group and value the product of that value and the group's 1/s.
     products: HashMap<(usize, String), String>,
+    /// By node and slot of the main graph what is read there instead, where a fold made a constant of its own.
+    folded: HashMap<(NodeId, usize), String>,
     edits: HashMap<GraphPath, GraphEdits>,
-    /// Names that the edits so far take.
-    names: HashMap<GraphPath, HashSet<String>>,
+    /// Names of all graphs, and those that the edits so far take.
+    names: HashSet<String>,
     /// Domains and versions of the operators that were put in.
     ops: Vec<(String, i64)>,
     sites: HashMap<String, usize>,
@@ -207,15 +217,8 @@ impl Pass<'_> {
         self.edits.entry(path.clone()).or_default().rewrites.push(edit);
     }
 
-    /// A name that neither the graph at `path` has nor an edit takes.
-    fn fresh(&mut self, path: &GraphPath, base: &str) -> String {
-        let graph = self.model.graph_at(path);
-        let taken = self.names.entry(path.clone()).or_default();
-        let free = |name: &String| graph.is_none_or(|g| g.find(name).is_none()) && !taken.contains(name);
-        let numbered = (1..).map(|i| format!("{base}_{i}"));
-        let name = std::iter::once(base.to_owned()).chain(numbered).find(free).unwrap_or_default();
-        taken.insert(name.clone());
-        name
+    fn fresh(&mut self, base: &str) -> String {
+        fresh_name(&mut self.names, base)
     }
 
     /// What carries a format's codes: its own operator, or for stock runtimes the smallest stock container.
@@ -241,12 +244,19 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// What each place of a constant of `entries` places is divided by where the node with the output `reader` reads it: the scales
-    /// of all groups that it feeds.
-    fn divisors(&self, constant: &str, reader: &str, entries: usize) -> Result<Option<Vec<f32>>, ApplyError> {
+    /// What each place of a constant of `entries` places is divided by where the node with the output `reader` reads it as input
+    /// `slot`: the scales of all groups that it feeds.
+    fn divisors(
+        &self,
+        constant: &str,
+        reader: &str,
+        slot: usize,
+        entries: usize,
+    ) -> Result<Option<Vec<f32>>, ApplyError> {
         let mut divisors = None;
         for group in self.plan.groups.iter().filter(|g| !g.scale.is_empty()) {
-            for divided in group.divided.iter().filter(|d| d.constant == constant && d.reader == reader) {
+            let here = |d: &&DividedPlan| d.slot == slot && d.constant == constant && d.reader == reader;
+            for divided in group.divided.iter().filter(here) {
                 let all = divisors.get_or_insert_with(|| vec![1.0f32; entries]);
                 let channels = divided.channels(entries);
                 let fits = channels.len() == group.scale.len() && channels.iter().all(|&c| c < entries);
@@ -303,7 +313,7 @@ impl Pass<'_> {
                 return Err(misfit("constant", constant, found, &format!("an axis {}", divided.axis)));
             };
             // One copy for all groups that this constant feeds through this reader.
-            let Some(divisors) = self.divisors(constant, &divided.reader, entries)? else { continue };
+            let Some(divisors) = self.divisors(constant, &divided.reader, divided.slot, entries)? else { continue };
             if !done.insert((constant, reader.0, divided.slot)) {
                 continue;
             }
@@ -322,7 +332,7 @@ impl Pass<'_> {
                 self.edit(&main, Edit::SetConst(value, scaled));
                 continue;
             }
-            let name = self.fresh(&main, &format!("{constant}.scaled"));
+            let name = self.fresh(&format!("{constant}.scaled"));
             self.edit(&main, Edit::AddConst(name.clone(), scaled));
             // Behind a view only the constant itself can be replaced; then it has no other reader.
             let direct = graph.node(reader.0).input(divided.slot) == Some(value);
@@ -330,6 +340,7 @@ impl Pass<'_> {
             let readers = if direct { vec![(reader.0, divided.slot)] } else { readers.collect() };
             for (node, slot) in readers {
                 self.edit(&main, Edit::SetInput(node, slot, name.clone()));
+                self.folded.insert((node, slot), name.clone());
             }
             self.edits.entry(main).or_default().drops.push(constant.to_owned());
         }
@@ -371,14 +382,14 @@ impl Pass<'_> {
             Form::Right => {}
             Form::Left => {
                 let rank = graph.rank(site.x).unwrap_or(2);
-                let turned = self.fresh(&site.path, &format!("{y}/x"));
-                let product = self.fresh(&site.path, &format!("{y}/product"));
+                let turned = self.fresh(&format!("{y}/x"));
+                let product = self.fresh(&format!("{y}/product"));
                 let path = site.path.clone();
                 let id = site.node;
                 quantized.inputs[0].clone_from(&turned);
                 quantized.outputs[0].clone_from(&product);
                 self.edit(&path, Edit::AddNode(swap_last(&x, &turned, rank), Place::Before(id)));
-                self.replace(&path, id, quantized);
+                self.replace(&path, id, quantized, site.weight.read_as);
                 self.edit(&path, Edit::AddNode(swap_last(&product, &y, rank), Place::After(id)));
                 return Ok(());
             }
@@ -386,20 +397,21 @@ impl Pass<'_> {
                 let path = site.path.clone();
                 let id = site.node;
                 if *trans_a {
-                    let turned = self.fresh(&site.path, &format!("{y}/x"));
+                    let turned = self.fresh(&format!("{y}/x"));
                     quantized.inputs[0].clone_from(&turned);
                     self.edit(&path, Edit::AddNode(swap_last(&x, &turned, 2), Place::Before(id)));
                 }
                 if let Some(c) = c.filter(|_| *beta != 0.0) {
-                    let product = self.fresh(&site.path, &format!("{y}/product"));
+                    let product = self.fresh(&format!("{y}/product"));
                     quantized.outputs[0].clone_from(&product);
-                    let mut addend = graph.name(c).to_owned();
+                    let folded = self.folded.get(&(id, 2)).filter(|_| path.is_empty());
+                    let mut addend = folded.map_or_else(|| graph.name(c).to_owned(), String::clone);
                     let add_at = Place::After(id);
-                    self.replace(&path, id, quantized);
+                    self.replace(&path, id, quantized, site.weight.read_as);
                     let mut edits = Vec::new();
                     if *beta != 1.0 {
-                        let factor = self.fresh(&site.path, &format!("{y}/beta"));
-                        let scaled = self.fresh(&site.path, &format!("{y}/c"));
+                        let factor = self.fresh(&format!("{y}/beta"));
+                        let scaled = self.fresh(&format!("{y}/c"));
                         let constant = Tensor::floats(site.weight.read_as, [], &[*beta])
                             .unwrap_or_else(|| Tensor::f32s([], &[*beta]));
                         self.edit(&path, Edit::AddConst(factor.clone(), constant));
@@ -413,26 +425,35 @@ impl Pass<'_> {
                     }
                     return Ok(());
                 }
-                self.replace(&path, id, quantized);
+                self.replace(&path, id, quantized, site.weight.read_as);
                 return Ok(());
             }
         }
         let (path, id) = (site.path.clone(), site.node);
-        self.replace(&path, id, quantized);
+        self.replace(&path, id, quantized, site.weight.read_as);
         Ok(())
     }
 
-    /// Replaces a layer's node; its old weight goes when nobody else reads it.
-    fn replace(&mut self, path: &GraphPath, id: NodeId, with: NewNode) {
+    /// Replaces a layer's node, which computes values of type `read_as`; its old weight goes when nobody else reads it.
+    fn replace(&mut self, path: &GraphPath, id: NodeId, with: NewNode, read_as: DType) {
         let inputs: Vec<String> = self
             .model
             .graph_at(path)
             .map(|graph| graph.node(id).inputs.iter().flatten().map(|v| graph.name(*v).to_owned()).collect())
             .unwrap_or_default();
         let kept = with.inputs.clone();
-        let edits = self.edits.entry(path.clone()).or_default();
-        edits.rewrites.push(Edit::ReplaceNode(id, with));
-        edits.drops.extend(inputs.into_iter().filter(|name| !kept.contains(name)));
+        let gone: Vec<String> = inputs.into_iter().filter(|name| !kept.contains(name)).collect();
+        let own = with.domain == "ai.mbqc";
+        let outputs = with.outputs.clone();
+        self.edit(path, Edit::ReplaceNode(id, with));
+        // Who infers types has no schema of our operators.
+        for output in outputs.into_iter().filter(|_| own) {
+            self.edit(path, Edit::Declare(output, Type::Tensor(read_as, None)));
+        }
+        // A weight may lie in a surrounding graph.
+        for depth in 0..=path.len() {
+            self.edits.entry(path[..depth].to_vec()).or_default().drops.extend(gone.iter().cloned());
+        }
     }
 
     fn describe(&mut self, node: &mut NewNode, site: &Site, spec: Spec) {
@@ -485,7 +506,7 @@ impl Pass<'_> {
         let read_as = site.weight.read_as;
         let stem = format!("{}.{}", site.weight.name, recipe.format);
         let owner = site.weight.owner.clone();
-        let names = ["B", "scales", "zero_points"].map(|part| self.fresh(&owner, &format!("{stem}.{part}")));
+        let names = ["B", "scales", "zero_points"].map(|part| self.fresh(&format!("{stem}.{part}")));
         let scale_bytes = read_as.bytes_for(n * groups).unwrap_or(0);
         let tensors = [
             lazy(DType::U8, vec![n, groups, block], n * groups * block, &source, PackedSource::codes),
@@ -553,8 +574,8 @@ impl Pass<'_> {
         let first = self.model.graph.nodes().map(|(id, _)| id).find(|id| readers.contains(id)).unwrap_or(site.node);
         let main = GraphPath::new();
         let input = group.input.clone();
-        let constant = self.fresh(&main, &format!("{input}.inverse_scale"));
-        let product = self.fresh(&main, &format!("{x}.scaled"));
+        let constant = self.fresh(&format!("{input}.inverse_scale"));
+        let product = self.fresh(&format!("{x}.scaled"));
         self.edits
             .entry(main.clone())
             .or_default()
@@ -578,7 +599,7 @@ impl Pass<'_> {
         }
         if site.path.is_empty() {
             let output = self.model.graph.name(site.y);
-            scaling.rows = self.divisors(&site.weight.name, output, site.n)?;
+            scaling.rows = self.divisors(&site.weight.name, output, usize::from(site.form != Form::Left), site.n)?;
         }
         Ok(scaling)
     }

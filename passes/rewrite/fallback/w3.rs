@@ -41,6 +41,16 @@ pub fn body(fallback: Fallback, opset: i64) -> Result<Option<Function>, String> 
     built.map(Some).map_err(|e| e.to_string())
 }
 
+/// Whether a function has the nodes of a body that [`body`] writes for the function's own opset.
+pub fn is_body(function: &Function) -> bool {
+    let nodes = |function: &Function| -> Vec<(String, String)> {
+        function.body.nodes().map(|(_, node)| (node.domain.clone(), node.op.clone())).collect()
+    };
+    let opset = function.opsets.iter().find(|(domain, _)| domain.is_empty()).map_or(0, |(_, version)| *version);
+    let written = [Fallback::Ort, Fallback::Standard].map(|fallback| body(fallback, opset).ok().flatten());
+    written.iter().flatten().any(|ours| nodes(ours) == nodes(function))
+}
+
 struct Body {
     graph: GraphBuilder,
     opset: i64,

@@ -7,6 +7,7 @@ mod nodes;
 mod origins;
 mod place;
 
+use std::cell::Cell;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -24,18 +25,27 @@ use crate::onnx::read::InputFile;
 use crate::onnx::{Error, Source};
 
 /// How a model is written.
-#[derive(Clone, Copy, Debug)]
-pub struct WriteOptions {
+#[derive(Clone, Copy)]
+pub struct WriteOptions<'a> {
     /// Where weights go.
     pub placement: Placement,
     /// Payloads with fewer bytes stay inside the model file.
     pub threshold: usize,
+    /// Told now and then how many bytes are written, and of how many.
+    pub progress: &'a dyn Fn(u64, u64),
 }
 
-impl Default for WriteOptions {
-    fn default() -> WriteOptions {
-        WriteOptions { placement: Placement::Auto, threshold: 1024 }
+impl Default for WriteOptions<'_> {
+    fn default() -> Self {
+        WriteOptions { placement: Placement::Auto, threshold: 1024, progress: &|_, _| () }
     }
+}
+
+/// What has been written of all files, and who is told.
+struct Told<'a> {
+    of: &'a dyn Fn(u64, u64),
+    done: Cell<u64>,
+    total: u64,
 }
 
 /// The files that were written.
@@ -62,7 +72,12 @@ const CHUNK: usize = 8 << 20;
 /// `source` is the file the model was read from: whatever is unchanged since then is given back as it was, and a model
 /// nobody touched gives the same bytes. Payloads are copied from map to file piece by piece; those made on demand are
 /// made one after the other, and no more of them is held than one piece. Both files appear under their names only when they are complete.
-pub fn write(source: Option<&Source>, model: &Model, path: &Path, options: &WriteOptions) -> Result<Written, Error> {
+pub fn write(
+    source: Option<&Source>,
+    model: &Model,
+    path: &Path,
+    options: &WriteOptions<'_>,
+) -> Result<Written, Error> {
     let data_path = data_path(path)?;
     if let Some(source) = source {
         check_inputs(source, path, &data_path)?;
@@ -92,11 +107,13 @@ pub fn write(source: Option<&Source>, model: &Model, path: &Path, options: &Writ
     };
     drop(proto);
 
+    let total = pieces.iter().map(|piece| piece.len() as u64).sum::<u64>() + layout.data_bytes();
+    let told = Told { of: options.progress, done: Cell::new(0), total };
     let mut data = None;
     for blob in layout.blobs() {
         let data = match &mut data {
             Some(data) => data,
-            none => none.insert(Output::begin(&data_path)?),
+            none => none.insert(Output::begin(&data_path, Some(&told))?),
         };
         data.pad_to(blob.offset)?;
         match &blob.data {
@@ -104,7 +121,7 @@ pub fn write(source: Option<&Source>, model: &Model, path: &Path, options: &Writ
             Payload::Lazy(lazy) => data.make(path, &blob.tensor, lazy)?,
         }
     }
-    let mut main = Output::begin(path)?;
+    let mut main = Output::begin(path, Some(&told))?;
     for piece in &pieces {
         match layout.filling(piece) {
             Some((tensor, lazy)) => main.make(path, tensor, lazy)?,
@@ -135,7 +152,7 @@ pub fn check_output(source: Option<&Source>, path: &Path) -> Result<(), Error> {
     if let Some(source) = source {
         check_inputs(source, path, &data_path)?;
     }
-    Output::begin(path).map(drop)
+    Output::begin(path, None).map(drop)
 }
 
 /// The data file of a model written to `path`.
@@ -191,10 +208,11 @@ struct Output<'a> {
     path: &'a Path,
     file: NamedTempFile,
     written: u64,
+    told: Option<&'a Told<'a>>,
 }
 
 impl<'a> Output<'a> {
-    fn begin(path: &'a Path) -> Result<Output<'a>, Error> {
+    fn begin(path: &'a Path, told: Option<&'a Told<'a>>) -> Result<Output<'a>, Error> {
         let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let mut builder = Builder::new();
         builder.prefix(".mbqc-").suffix(".part");
@@ -208,7 +226,7 @@ impl<'a> Output<'a> {
             let reason = format!("its folder {} does not exist; create it first", folder.display());
             Error::Output { file: path.to_owned(), reason }
         })?;
-        Ok(Output { path, file, written: 0 })
+        Ok(Output { path, file, written: 0, told })
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<(), Error> {
@@ -216,6 +234,10 @@ impl<'a> Output<'a> {
             self.file.as_file_mut().write_all(chunk).map_err(|source| self.error("writing", source))?;
         }
         self.written += bytes.len() as u64;
+        if let Some(told) = self.told {
+            told.done.set(told.done.get() + bytes.len() as u64);
+            (told.of)(told.done.get(), told.total);
+        }
         Ok(())
     }
 

@@ -94,6 +94,17 @@ impl Layout {
         &self.blobs
     }
 
+    /// Length of the data file.
+    pub(super) fn data_bytes(&self) -> u64 {
+        self.blobs.last().map_or(0, |blob| {
+            let len = match &blob.data {
+                Payload::Ready(bytes) => bytes.len(),
+                Payload::Lazy(lazy) => lazy.len(),
+            };
+            blob.offset + len as u64
+        })
+    }
+
     /// The payload that belongs where a piece of the encoding is a stand-in.
     pub(super) fn filling(&self, piece: &Bytes) -> Option<&(String, Lazy)> {
         self.filling.get(self.holes.index_of(piece)?)
