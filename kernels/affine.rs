@@ -12,10 +12,12 @@
 //! This is the weight quantizer of the MBQ reference code (thu-nics/MBQ, `pseudo_quantize_tensor`), operation for
 //! operation, so that codes are equal bit for bit to what PyTorch computes in f32. Divisions are true divisions.
 
+mod activations;
 mod row;
 mod search;
 mod symmetric;
 
+pub(crate) use activations::{Levels, is_uneven, quantize_group, quantize_rest};
 pub use search::{POWER, SHRINK, search_range};
 pub use symmetric::{SymmetricCodes, dequantize_symmetric, quantize_symmetric};
 

@@ -64,6 +64,19 @@ pub enum Error {
         /// Bits of the format.
         bits: u32,
     },
+    /// An instruction set that cannot be used.
+    #[error(
+        "{}; this machine has {available}",
+        if *known { format!("this machine has no {name}") } else { format!("`{name}` is not an instruction set") }
+    )]
+    Isa {
+        /// What was asked for.
+        name: String,
+        /// Whether it is the name of an instruction set at all.
+        known: bool,
+        /// The names of those that can be used.
+        available: String,
+    },
     /// Text that names no format and group size.
     #[error(
         "`{text}` is not a weight format; write one of {}, with a group size of {}: w3g128",

@@ -3,6 +3,7 @@
 use crate::affine::Codes;
 use crate::dense::convert::{self, FloatType};
 use crate::error::{Error, check_length, length};
+use crate::integer::Epilogue;
 use crate::pool::Pool;
 use crate::{w2, w3, w4, w8};
 use half::f16;
@@ -42,30 +43,26 @@ impl Format {
         FORMATS.iter().copied().find(|format| carries(&format.schema) && of_bits(&format.schema))
     }
 
-    /// `x W^T + bias` by the fastest kernel, `[rows, n]`, for `x: [rows, k]`, `w: [n, k]` stored and `bias: [n]`.
+    /// `x W^T` and what follows it, `[rows, outputs]`, by the fastest kernel that is accurate enough.
     ///
     /// # Errors
     ///
     /// If lengths do not fit one another, or the stored bytes are none of this format.
-    pub fn product(
-        &self,
-        x: &[f32],
-        rows: usize,
-        w: &Stored<'_>,
-        bias: Option<&[f32]>,
-        pool: &Pool,
-    ) -> Result<Vec<f32>, Error> {
+    pub fn product(&self, product: &Product<'_>, accuracy: Accuracy, pool: &Pool) -> Result<Vec<f32>, Error> {
         // Sizes come from files: nothing is allocated before the bytes that they promise were seen.
+        let Product { x, rows, w, epilogue } = product;
         w.check(self)?;
-        check_length("x", x.len(), length(&[rows, w.k]))?;
-        let mut y = vec![0.0; rows * w.n];
-        (self.kernel(rows).run)(x, rows, w, bias, &mut y, pool)?;
+        check_length("x", x.len(), length(&[*rows, w.k]))?;
+        let outputs = if epilogue.gated { w.n / 2 } else { w.n };
+        let mut y = vec![0.0; rows * outputs];
+        (self.kernel(accuracy, w.k, w.group).run)(product, &mut y, pool)?;
         Ok(y)
     }
 
-    /// The fastest kernel for that many rows: the last of [`Format::kernels`] that fits them. The reference fits any.
-    pub fn kernel(&self, rows: usize) -> &'static Kernel {
-        self.kernels.iter().rfind(|kernel| (kernel.fits)(rows)).expect("the reference fits any number of rows")
+    /// The fastest kernel for weights of that shape that is at least so accurate: the last such of [`Format::kernels`].
+    pub fn kernel(&self, accuracy: Accuracy, k: usize, group: usize) -> &'static Kernel {
+        let serves = |kernel: &&Kernel| kernel.accuracy <= accuracy && (kernel.fits)(k, group);
+        self.kernels.iter().rfind(serves).expect("the reference is accurate and fits any weight")
     }
 }
 
@@ -89,7 +86,7 @@ pub struct Schema {
     /// The value of the attribute `bits`; `None` if the op has no such attribute because its name says it. The attributes
     /// `K`, `N`, `block_size` and `accuracy_level` are common to all.
     pub bits: Option<i64>,
-    /// `accuracy_level` unless the user asks otherwise: 1 is f32 arithmetic, 4 allows int8 activations.
+    /// `accuracy_level` unless the user asks otherwise: 1 is the closest arithmetic, 4 allows int8 activations.
     pub accuracy_level: i64,
 }
 
@@ -245,11 +242,42 @@ impl<'a> Stored<'a> {
     }
 }
 
-/// The signature of a kernel: `y = x W^T + bias` with `x: [rows, k]`, `w: [n, k]` stored, `bias: [n]`, `y: [rows, n]`. The
-/// arguments are `x, rows, w, bias, y, pool`.
+/// What a kernel computes: `y = x W^T`, and what its epilogue makes of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Product<'a> {
+    /// `[rows, k]`.
+    pub x: &'a [f32],
+    /// Token rows.
+    pub rows: usize,
+    /// `[n, k]`.
+    pub w: Stored<'a>,
+    /// Bias and what else is done before the output is stored.
+    pub epilogue: Epilogue<'a>,
+}
+
+/// How closely a kernel computes what a format means; the first is the closest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Accuracy {
+    /// f32 arithmetic.
+    Single,
+    /// Activations of 16 bits in groups along k: outputs to 5e-5 of their size.
+    Int16,
+    /// Activations of 8 bits in groups along k: outputs to about 1e-2 of their size.
+    Int8,
+}
+
+impl Accuracy {
+    /// What `accuracy_level` of `MatMulNBits` and of our ops allows: 4 is int8 activations; every other level, 0 (which says
+    /// nothing) included, is the closest that is fast, 16 bits.
+    pub fn of_level(level: i64) -> Accuracy {
+        if level == 4 { Accuracy::Int8 } else { Accuracy::Int16 }
+    }
+}
+
+/// The signature of a kernel: the product, `y: [rows, outputs]` and threads. `outputs` is n, or n/2 with a gate.
 ///
 /// Its meaning is `y = sum_g s_g * (sum_k q * x - z_g * sum_k x)`, accumulated in f32, whatever the order.
-pub type Run = for<'a> fn(&[f32], usize, &Stored<'a>, Option<&[f32]>, &mut [f32], &Pool) -> Result<(), Error>;
+pub type Run = for<'a> fn(&Product<'a>, &mut [f32], &Pool) -> Result<(), Error>;
 
 /// A function that multiplies by a format.
 pub struct Kernel {
@@ -257,8 +285,10 @@ pub struct Kernel {
     pub name: &'static str,
     /// How it works and when it is the right one.
     pub about: &'static str,
-    /// Whether it is made for that many rows.
-    pub fits: fn(rows: usize) -> bool,
+    /// How closely it computes what the format means.
+    pub accuracy: Accuracy,
+    /// Whether it is made for weights of that many input channels and that group size.
+    pub fits: fn(k: usize, group: usize) -> bool,
     /// The product.
     pub run: Run,
 }

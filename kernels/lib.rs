@@ -18,22 +18,29 @@
 mod multiversion;
 
 pub mod affine;
+mod bandwidth;
 mod blocks;
 pub mod dense;
 mod error;
 mod format;
+mod integer;
+mod isa;
 mod matmul_nbits;
 mod pool;
 mod product;
+mod simd;
 mod spec;
 mod w2;
 mod w3;
 mod w4;
 mod w8;
 
+pub use bandwidth::read_all;
 pub use dense::float::Float;
 pub use error::Error;
-pub use format::{FORMATS, Format, Kernel, Packed, Run, Scales, Schema, Stored};
+pub use format::{Accuracy, FORMATS, Format, Kernel, Packed, Product, Run, Scales, Schema, Stored};
+pub use integer::Epilogue;
+pub use isa::{Isa, VARIABLE as ISA_VARIABLE, isa};
 pub use pool::Pool;
 pub use spec::{GROUPS, Spec};
 pub use w3::thirds_to_nibbles;

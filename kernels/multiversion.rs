@@ -1,8 +1,10 @@
 //! One body, compiled for several instruction sets, chosen when the program runs.
 
+use crate::isa::{Isa, isa};
+
 /// The instruction sets that bodies are compiled for, each including those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Isa {
+pub(crate) enum Level {
     /// What every machine of the architecture has.
     Baseline,
     /// x86-64 with AVX2.
@@ -11,35 +13,17 @@ pub(crate) enum Isa {
     Avx512,
 }
 
-/// The best instruction set of this machine.
+/// The level of the instruction set that kernels use.
 #[inline]
-pub(crate) fn isa() -> Isa {
-    #[cfg(test)]
-    if let Some(forced) = forced::get() {
-        return forced.min(detected());
+pub(crate) fn level() -> Level {
+    match isa() {
+        Isa::Scalar => Level::Baseline,
+        Isa::Avx2 | Isa::AvxVnni => Level::Avx2,
+        Isa::Avx512 | Isa::Avx512Vbmi => Level::Avx512,
     }
-    detected()
 }
 
-#[inline]
-fn detected() -> Isa {
-    #[cfg(target_arch = "x86_64")]
-    {
-        let avx512 = is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vl");
-        if avx512 && is_x86_feature_detected!("avx2") {
-            return Isa::Avx512;
-        }
-        if is_x86_feature_detected!("avx2") {
-            return Isa::Avx2;
-        }
-    }
-    Isa::Baseline
-}
-
-/// Defines a function whose body is compiled for every [`Isa`]; the one that [`isa`] names is called.
+/// Defines a function whose body is compiled for every [`Level`]; the one that [`level`] names is called.
 ///
 /// The versions give identical results: none of the feature lists contains `fma`, rustc never contracts `a * b + c` on its
 /// own, and bodies fix the order of their sums (arrays of lanes), so only the width of the instructions differs.
@@ -54,7 +38,7 @@ macro_rules! multiversion {
             #[cfg(target_arch = "x86_64")]
             #[expect(unsafe_code, reason = "a function with target features may be called once the machine is known to have them")]
             {
-                use crate::multiversion::{Isa, isa};
+                use crate::multiversion::{Level, level};
                 #[target_feature(enable = "avx2")]
                 fn avx2($($arg: $ty),*) $(-> $ret)? {
                     body($($arg),*)
@@ -63,41 +47,15 @@ macro_rules! multiversion {
                 fn avx512($($arg: $ty),*) $(-> $ret)? {
                     body($($arg),*)
                 }
-                match isa() {
-                    // SAFETY: `isa` names an instruction set only if the machine has all of its features.
-                    Isa::Avx512 => return unsafe { avx512($($arg),*) },
+                match level() {
+                    // SAFETY: `level` names an instruction set only if the machine has all of its features.
+                    Level::Avx512 => return unsafe { avx512($($arg),*) },
                     // SAFETY: as above.
-                    Isa::Avx2 => return unsafe { avx2($($arg),*) },
-                    Isa::Baseline => {}
+                    Level::Avx2 => return unsafe { avx2($($arg),*) },
+                    Level::Baseline => {}
                 }
             }
             body($($arg),*)
         }
     };
-}
-
-/// Lets a test run the versions that the machine would not choose.
-#[cfg(test)]
-pub(crate) mod forced {
-    use super::Isa;
-    use std::cell::Cell;
-
-    thread_local! {
-        static FORCED: Cell<Option<Isa>> = const { Cell::new(None) };
-    }
-
-    pub(super) fn get() -> Option<Isa> {
-        FORCED.get()
-    }
-
-    /// What `f` answers with each instruction set (capped at what the machine has) on this thread; the first is baseline.
-    pub(crate) fn each<T>(f: impl Fn() -> T) -> Vec<(Isa, T)> {
-        let run = |isa| {
-            FORCED.set(Some(isa));
-            let answer = f();
-            FORCED.set(None);
-            (isa, answer)
-        };
-        [Isa::Baseline, Isa::Avx2, Isa::Avx512].map(run).into()
-    }
 }

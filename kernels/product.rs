@@ -3,32 +3,19 @@
 use crate::affine::{Codes, dequantize};
 use crate::dense::{Accumulate, Mat, Tiles, gemm_tile};
 use crate::error::{Error, check_length, length};
-use crate::format::{Format, Stored};
+use crate::format::{Format, Product};
 use crate::pool::Pool;
 
 /// Output channels per panel. It depends on nothing, so that neither does the result; 64 rows of 4096 f32 are 1 MiB.
 const PANEL: usize = 64;
 
-/// What [`reference`] is, for a kernel's `about`.
-pub(crate) const ABOUT_REFERENCE: &str = "the formula, one output at a time; what the other kernels are judged by";
-
-/// What [`panels`] is, for a kernel's `about`.
-pub(crate) const ABOUT_PANELS: &str =
-    "unpacks 64 output channels at a time to f32 and calls the dense product; for many rows";
-
 /// The reference: `y = sum_g s_g * (sum_k q * x - z_g * sum_k x) + bias`, in f32, one output at a time.
 ///
-/// `x: [rows, k]`, `w: [n, k]` stored, `bias: [n]`, `y: [rows, n]`. Never optimised: it says what the others must compute.
-pub(crate) fn reference(
-    format: &Format,
-    x: &[f32],
-    rows: usize,
-    w: &Stored<'_>,
-    bias: Option<&[f32]>,
-    y: &mut [f32],
-) -> Result<(), Error> {
-    check(x, rows, w, bias, y)?;
-    let Codes { n, k, group, codes, scales, zero_points, .. } = (format.unpack)(w)?;
+/// Never optimised: it says what the others must compute.
+pub(crate) fn reference(format: &Format, product: &Product<'_>, y: &mut [f32]) -> Result<(), Error> {
+    let &Product { x, rows, w, .. } = product;
+    let mut v = check(product, y)?;
+    let Codes { n, k, group, codes, scales, zero_points, .. } = (format.unpack)(&w)?;
     let groups = k.div_ceil(group);
     for row in 0..rows {
         for channel in 0..n {
@@ -43,66 +30,97 @@ pub(crate) fn reference(
                 let place = channel * groups + g;
                 sum += scales[place] * (sum_qx - f32::from(zero_points[place]) * sum_x);
             }
-            y[row * n + channel] = sum + bias.map_or(0.0, |bias| bias[channel]);
+            v[row * n + channel] = sum;
         }
     }
-    Ok(())
+    product.epilogue.apply(&v, rows, n, y)
 }
 
 /// Panels: unpacks [`PANEL`] output channels to f32, multiplies by them with a dense product, and goes on to the next.
 ///
-/// The unpacking is paid once per call, so it wins from a few rows on and nearly reaches the dense product with many.
-/// Panels go to threads; `x: [rows, k]`, `w: [n, k]` stored, `bias: [n]`, `y: [rows, n]`.
-pub(crate) fn panels(
-    format: &Format,
-    x: &[f32],
-    rows: usize,
-    w: &Stored<'_>,
-    bias: Option<&[f32]>,
-    y: &mut [f32],
-    pool: &Pool,
-) -> Result<(), Error> {
-    check(x, rows, w, bias, y)?;
+/// The unpacking is paid once per call, so it nearly reaches the dense product with many rows and is slow with few. Panels go
+/// to threads.
+pub(crate) fn panels(format: &Format, product: &Product<'_>, y: &mut [f32], pool: &Pool) -> Result<(), Error> {
+    let &Product { x, rows, w, .. } = product;
+    let mut v = check(product, y)?;
     // Cheap, and says at once what is wrong with the whole: a panel's lengths are fractions of it.
     w.check(format)?;
     let (n, k) = (w.n, w.k);
-    if rows == 0 || n == 0 {
-        return Ok(());
+    if rows != 0 && n != 0 && k != 0 {
+        let v = Tiles::new(&mut v, n);
+        let panels = pool.map(n.div_ceil(PANEL), |panel| {
+            let channels = panel * PANEL..n.min((panel + 1) * PANEL);
+            let panel = dequantize(&(format.unpack)(&w.rows(channels.clone()))?);
+            let (x, panel) = (Mat::rows(x, k), Mat::rows(&panel, k));
+            #[expect(unsafe_code, reason = "threads write disjoint columns of one slice")]
+            // SAFETY: panels are disjoint ranges of columns, and no panel is handed out twice.
+            unsafe {
+                gemm_tile(rows, channels.len(), k, x, panel.t(), &v, (0, channels.start), Accumulate::Replace);
+            }
+            Ok(())
+        });
+        let at = |(panel, done): (usize, Result<(), Error>)| done.map_err(|error| error.below(panel * PANEL));
+        panels.into_iter().enumerate().try_for_each(at)?;
     }
-    for row in y.chunks_mut(n) {
-        match bias {
-            Some(bias) => row.copy_from_slice(bias),
-            None => row.fill(0.0),
-        }
-    }
-    if k == 0 {
-        return Ok(());
-    }
-    let y = Tiles::new(y, n);
-    let panels = pool.map(n.div_ceil(PANEL), |panel| {
-        let channels = panel * PANEL..n.min((panel + 1) * PANEL);
-        let panel = dequantize(&(format.unpack)(&w.rows(channels.clone()))?);
-        let (x, panel) = (Mat::rows(x, k), Mat::rows(&panel, k));
-        #[expect(unsafe_code, reason = "threads write disjoint columns of one slice")]
-        // SAFETY: panels are disjoint ranges of columns, and no panel is handed out twice.
-        unsafe {
-            gemm_tile(rows, channels.len(), k, x, panel.t(), &y, (0, channels.start), Accumulate::Add);
-        }
-        Ok(())
-    });
-    panels.into_iter().enumerate().try_for_each(|(panel, done)| done.map_err(|error| at_panel(error, panel * PANEL)))
+    product.epilogue.apply(&v, rows, n, y)
 }
 
-/// Moves an error from a panel's rows to the weight's.
-fn at_panel(error: Error, start: usize) -> Error {
-    match error {
-        Error::ZeroPoint { row, group, value, bits } => Error::ZeroPoint { row: row + start, group, value, bits },
-        other => other,
-    }
+/// Checks the lengths of all but the weight's parts, and answers room for `[rows, n]`.
+fn check(product: &Product<'_>, y: &[f32]) -> Result<Vec<f32>, Error> {
+    let Product { x, rows, w, epilogue } = product;
+    check_length("x", x.len(), length(&[*rows, w.k]))?;
+    epilogue.outputs(*rows, w.n, y.len())?;
+    Ok(vec![0.0; rows * w.n])
 }
 
-fn check(x: &[f32], rows: usize, w: &Stored<'_>, bias: Option<&[f32]>, y: &[f32]) -> Result<(), Error> {
-    check_length("x", x.len(), length(&[rows, w.k]))?;
-    check_length("y", y.len(), length(&[rows, w.n]))?;
-    bias.map_or(Ok(()), |bias| check_length("the bias", bias.len(), w.n))
+/// The kernels of a weight-only format: those of this file, and the two of integers for group sizes that `$decode` maps to a
+/// type.
+macro_rules! kernels {
+    ($format:ident, $($group:pat => $decode:ty),+ $(,)?) => {{
+        fn fits(k: usize, group: usize) -> bool {
+            match group {
+                $($group => crate::integer::fits::<$decode>(k, group),)+
+                #[allow(unreachable_patterns, reason = "one type may serve every group size")]
+                _ => false,
+            }
+        }
+        fn integer(levels: Levels, product: &Product<'_>, y: &mut [f32], pool: &Pool) -> Result<(), Error> {
+            match product.w.group {
+                $($group => crate::integer::product::<$decode>(&$format, levels, product, y, pool),)+
+                #[allow(unreachable_patterns, reason = "one type may serve every group size")]
+                group => Err(Error::Group { group }),
+            }
+        }
+        &[
+            Kernel {
+                name: "reference",
+                about: "the formula, one output at a time; what the other kernels are judged by",
+                accuracy: Accuracy::Single,
+                fits: |_, _| true,
+                run: |product, y, _| product::reference(&$format, product, y),
+            },
+            Kernel {
+                name: "panels",
+                about: "unpacks 64 output channels at a time to f32 and calls the dense product",
+                accuracy: Accuracy::Single,
+                fits: |_, _| true,
+                run: |product, y, pool| product::panels(&$format, product, y, pool),
+            },
+            Kernel {
+                name: "int16",
+                about: "activations of 16 bits as two signed bytes; codes are multiplied as they are stored",
+                accuracy: Accuracy::Int16,
+                fits,
+                run: |product, y, pool| integer(Levels::Int16, product, y, pool),
+            },
+            Kernel {
+                name: "int8",
+                about: "activations of 8 bits; codes are multiplied as they are stored",
+                accuracy: Accuracy::Int8,
+                fits,
+                run: |product, y, pool| integer(Levels::Int8, product, y, pool),
+            },
+        ]
+    }};
 }
+pub(crate) use kernels;

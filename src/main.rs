@@ -31,6 +31,10 @@ fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
+    if let Err(error) = mbqc_kernels::Isa::from_environment() {
+        tell(&format!("error: {}: {error}", mbqc_kernels::ISA_VARIABLE));
+        return ExitCode::from(2);
+    }
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -73,6 +77,9 @@ fn run(cli: Cli) -> Result<(), Error> {
             commands::verify(&what, &common)
         }
         Some(Command::Run { model, inputs, outputs, common }) => commands::run(&model, &inputs, &outputs, &common),
+        Some(Command::Bench { model, rows, seconds, common }) => {
+            commands::bench(&commands::BenchRequest { model, rows, seconds }, &common)
+        }
         Some(Command::Bake { model, output, common }) => commands::bake(&model, &output, &common),
         Some(Command::List { what }) => commands::list(what),
         Some(Command::Explain { name }) => commands::explain(&name),

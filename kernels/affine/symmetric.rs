@@ -1,5 +1,6 @@
 //! Symmetric codes per output channel: the weights of W8A8 and W4A8.
 
+use super::activations::largest_magnitude;
 use super::row::{clamp, round};
 use super::{LEAST_RANGE, ScaleType};
 use crate::error::{Error, check_length, length};
@@ -56,16 +57,6 @@ pub fn quantize_symmetric(w: &[f32], n: usize, k: usize, bits: u32, scale: Scale
 pub fn dequantize_symmetric(codes: &SymmetricCodes) -> Vec<f32> {
     let rows = codes.codes.chunks(codes.k.max(1)).zip(&codes.scales);
     rows.flat_map(|(row, &scale)| row.iter().map(move |&q| f32::from(q) * scale)).collect()
-}
-
-multiversion! {
-    /// `max|w|`; infinite if a weight is NaN or infinite.
-    fn largest_magnitude(w: &[f32]) -> f32 {
-        // Without the sign bit, f32 order like the integers of the same bits; NaN comes above infinity.
-        let bits = w.iter().fold(0u32, |largest, w| largest.max(w.to_bits() & 0x7fff_ffff));
-        let largest = f32::from_bits(bits);
-        if largest.is_nan() { f32::INFINITY } else { largest }
-    }
 }
 
 multiversion! {

@@ -83,17 +83,6 @@ fn main() {
         time(&format!("unpack {}g128", format.name), "M weights", count, || {
             black_box((format.unpack)(&stored).expect("what was packed"));
         });
-        for rows in [1, 2, 3, 4, 5, 6, 8, 12, 16, 24, 256] {
-            let kernel = format.kernel(rows);
-            time(
-                &format!("{} {} rows {rows}", format.name, kernel.name),
-                "M multiply-adds",
-                count * rows as f64,
-                || {
-                    (kernel.run)(&x[..rows * K], rows, &stored, None, &mut y[..rows * N], &pool).expect("lengths fit");
-                },
-            );
-        }
     }
     for rows in [1, 16, 256] {
         time(&format!("dense f32, rows {rows}"), "M multiply-adds", count * rows as f64, || {

@@ -6,8 +6,14 @@
 //!
 //! Applies wherever stock `MatMulNBits` runs. Layout: [`matmul_nbits`](crate::matmul_nbits).
 
-use crate::format::{Format, Kernel};
-use crate::{blocks, matmul_nbits, product};
+mod cpu;
+
+use crate::affine::Levels;
+use crate::error::Error;
+use crate::format::{Accuracy, Format, Kernel, Product};
+use crate::pool::Pool;
+use crate::product::{self, kernels};
+use crate::{blocks, matmul_nbits};
 
 /// `w2`.
 pub(crate) static FORMAT: Format = Format {
@@ -18,18 +24,5 @@ pub(crate) static FORMAT: Format = Format {
     pack: |codes| blocks::pack(&FORMAT, codes, |block, out| matmul_nbits::pack_bits(2, block, out)),
     unpack: |stored| blocks::unpack(&FORMAT, stored, |block, out| matmul_nbits::unpack_bits(2, block, out)),
     schema: matmul_nbits::schema(2, 4),
-    kernels: &[
-        Kernel {
-            name: "reference",
-            about: product::ABOUT_REFERENCE,
-            fits: |_| true,
-            run: |x, rows, w, bias, y, _| product::reference(&FORMAT, x, rows, w, bias, y),
-        },
-        Kernel {
-            name: "panels",
-            about: product::ABOUT_PANELS,
-            fits: |_| true,
-            run: |x, rows, w, bias, y, pool| product::panels(&FORMAT, x, rows, w, bias, y, pool),
-        },
-    ],
+    kernels: kernels!(FORMAT, _ => cpu::Quarters),
 };

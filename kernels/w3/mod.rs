@@ -15,9 +15,14 @@
 //! three bits, but four mask-and-shift steps turn the thirds into the 4-bit blob ([`thirds_to_nibbles`]), which is what the
 //! op's function body does.
 
+mod cpu;
+
+use crate::affine::Levels;
+use crate::blocks;
 use crate::error::{Error, check_length};
-use crate::format::{Format, Kernel, Schema};
-use crate::{blocks, product};
+use crate::format::{Accuracy, Format, Kernel, Product, Schema};
+use crate::pool::Pool;
+use crate::product::{self, kernels};
 
 /// `w3`.
 pub(crate) static FORMAT: Format = Format {
@@ -35,20 +40,7 @@ pub(crate) static FORMAT: Format = Format {
         bits: None,
         accuracy_level: 1,
     },
-    kernels: &[
-        Kernel {
-            name: "reference",
-            about: product::ABOUT_REFERENCE,
-            fits: |_| true,
-            run: |x, rows, w, bias, y, _| product::reference(&FORMAT, x, rows, w, bias, y),
-        },
-        Kernel {
-            name: "panels",
-            about: product::ABOUT_PANELS,
-            fits: |_| true,
-            run: |x, rows, w, bias, y, pool| product::panels(&FORMAT, x, rows, w, bias, y, pool),
-        },
-    ],
+    kernels: kernels!(FORMAT, 32 => cpu::Thirds<4>, 64 => cpu::Thirds<8>, 128 => cpu::Thirds<16>, 256 => cpu::Thirds<32>),
 };
 
 /// The codes of a block, `[g]`, to `L0 | L1 | H`, `[3g/8]`.

@@ -1,6 +1,6 @@
 //! Quantized linear layers: `com.microsoft::MatMulNBits` and `ai.mbqc::MbqMatMulW3`, through our kernels.
 
-use mbqc_kernels::{FORMATS, Format, Scales, Stored};
+use mbqc_kernels::{Accuracy, Epilogue, FORMATS, Format, Product, Scales, Stored};
 
 use super::{Call, Flow, FlowCall, OpDef, OpError, Rows, Vjp};
 use crate::array::{Array, Buf, Compute};
@@ -50,6 +50,8 @@ pub struct QuantizedLayer {
     pub n: usize,
     /// Weights per group along k, at least 1.
     pub group: usize,
+    /// How closely the product must be computed: what the attribute `accuracy_level` allows.
+    pub accuracy: Accuracy,
 }
 
 impl QuantizedLayer {
@@ -69,7 +71,8 @@ impl QuantizedLayer {
                 OpError::Unsupported(format!("attribute {name} is {found}; K, N and block_size must be positive"))
             })
         };
-        Ok(QuantizedLayer { format, k: size("K")?, n: size("N")?, group: size("block_size")? })
+        let accuracy = Accuracy::of_level(attribute("accuracy_level").unwrap_or(0));
+        Ok(QuantizedLayer { format, k: size("K")?, n: size("N")?, group: size("block_size")?, accuracy })
     }
 
     /// The rows of an input `A: [.., k]`.
@@ -132,10 +135,8 @@ fn product(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
     let (x_single, scales, bias) = (single(x), single(call.input(2)?), optional("bias").map(single));
     let bias = bias.as_ref().map(Array::as_f32).transpose()?;
     let weight = layer.stored(codes, Scales::F32(scales.as_f32()?), zero_points);
-    let y = layer
-        .format
-        .product(x_single.as_f32()?, rows, &weight, bias, call.pool)
-        .map_err(|e| OpError::Kernel(e.to_string()))?;
+    let product = Product { x: x_single.as_f32()?, rows, w: weight, epilogue: Epilogue::bias(bias) };
+    let y = layer.format.product(&product, layer.accuracy, call.pool).map_err(|e| OpError::Kernel(e.to_string()))?;
     let mut shape = x.shape.clone();
     if let Some(last) = shape.last_mut() {
         *last = layer.n;

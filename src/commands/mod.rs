@@ -2,6 +2,7 @@
 
 mod apply;
 mod bake;
+mod bench;
 mod inspect;
 pub mod list;
 mod run;
@@ -9,6 +10,7 @@ mod verify;
 
 pub use apply::apply;
 pub use bake::bake;
+pub use bench::{BenchRequest, bench};
 pub use inspect::{InspectRequest, inspect};
 pub use list::{explain, list};
 pub use run::run;

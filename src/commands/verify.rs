@@ -222,7 +222,7 @@ fn blocks_of(fp: &Graph, necks: &[ValueId], logits: ValueId, quantized: &Graph) 
     blocks
 }
 
-/// How many layers of a model ask onnxruntime for int8 activations.
+/// How many layers of a model allow int8 activations.
 fn int8_layers(model: &Model) -> usize {
     let graphs = model.graph_paths();
     let graphs = graphs.iter().filter_map(|path| model.graph_at(path));
@@ -292,8 +292,8 @@ fn report(
     }
     if int8 > 0 {
         lines.push(format!(
-            "note: {int8} layers ask onnxruntime for int8 activations (accuracy_level 4), which are coarser; this comparison \
-             computes them in f32"
+            "note: {int8} layers allow int8 activations (accuracy_level 4), which are coarser, and were computed with them; \
+             compile with --accuracy exact where that matters"
         ));
     }
     if metrics.unsupervised > 0 {

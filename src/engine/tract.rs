@@ -15,12 +15,12 @@
 //!
 //! The ops are `ai.mbqc::MbqMatMulW3` and `com.microsoft::MatMulNBits` of 2, 4 and 8 bits, in groups of any multiple of 8;
 //! the second takes the place of tract's own, which refuses 8 bits and unpacks 4 bits in groups other than of 32 to f32.
-//! Weights stay tensors of the stored bytes; a product unpacks a few output channels at a time, computes in f32 on the
-//! calling thread, and gives what our own evaluator gives. In graphs of half precision the two differ by roundings: tract
+//! Weights stay tensors of the stored bytes; a product reads them as they are, on the calling thread, and gives what our
+//! own evaluator gives. In graphs of half precision the two differ by roundings: tract
 //! keeps values between operators in f16, the evaluator in f32. Which other operators run, tract decides: nothing else is
 //! added.
 
-use mbqc_kernels::{FORMATS, Pool, Scales, Stored};
+use mbqc_kernels::{self as kernels, Epilogue, FORMATS, Pool, Scales, Stored};
 use mbqc_passes::array::Array;
 use mbqc_passes::ir::DType;
 use mbqc_passes::ops::QuantizedLayer;
@@ -127,7 +127,7 @@ struct Product {
 impl PartialEq for Product {
     fn eq(&self, other: &Product) -> bool {
         let parts = |product: &Product| {
-            let Product { layer: QuantizedLayer { format, k, n, group }, zero_points, bias } = product;
+            let Product { layer: QuantizedLayer { format, k, n, group, .. }, zero_points, bias } = product;
             (format.name, *k, *n, *group, *zero_points, *bias)
         };
         parts(self) == parts(other)
@@ -198,7 +198,7 @@ impl Op for Product {
     }
 
     fn info(&self) -> TractResult<Vec<String>> {
-        let QuantizedLayer { format, k, n, group } = self.layer;
+        let QuantizedLayer { format, k, n, group, .. } = self.layer;
         Ok(vec![format!("{}g{group} k: {k} n: {n}", format.name)])
     }
 
@@ -216,7 +216,8 @@ impl EvalOp for Product {
         let bias = self.bias.map(|place| inputs[place].cast_to::<f32>()).transpose()?;
         let bias = bias.as_ref().map(|bias| bias.try_as_plain_ram()?.as_slice::<f32>()).transpose()?;
         let single = single.try_as_plain_ram()?.as_slice::<f32>()?;
-        let y = self.layer.format.product(single, rows, &weight, bias, &Pool::single())?;
+        let product = kernels::Product { x: single, rows, w: weight, epilogue: Epilogue::bias(bias) };
+        let y = self.layer.format.product(&product, self.layer.accuracy, &Pool::single())?;
         let mut shape: TVec<usize> = x.shape().into();
         if let Some(last) = shape.last_mut() {
             *last = self.layer.n;

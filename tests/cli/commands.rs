@@ -93,7 +93,7 @@ fn what_verify_tells() -> Outcome {
     let about = |line: &&str| ["int8", ", 0 ", ", 1 "].iter().any(|part| line.contains(part));
     let lines: Vec<&str> = ran.out.lines().filter(about).collect();
     assert!(lines.len() == 3 && lines[0].ends_with("n = 2"), "{ran}");
-    assert!(lines[1].ends_with("+- n/a  n = 1") && lines[2].contains("2 layers ask"), "{ran}");
+    assert!(lines[1].ends_with("+- n/a  n = 1") && lines[2].contains("2 layers allow"), "{ran}");
     Ok(())
 }
 
@@ -140,5 +140,52 @@ fn run_of_the_sample_model() -> Outcome {
     assert_eq!(ran.code, Some(0), "{ran}");
     let outputs = npz::read_arrays(&place.path("outputs.npz"))?;
     assert!(outputs["logits"].as_f32()?.iter().all(|x| x.is_finite()), "{ran}");
+    Ok(())
+}
+
+/// Every layer is timed, with the bytes that it moves; what cannot be timed is told.
+#[test]
+fn bench_times_every_layer() -> Outcome {
+    let place = Place::with_tiny()?;
+    let ran = place.run("m.onnx -o q.onnx --format w3g32 --method rtn");
+    assert_eq!(ran.code, Some(0), "{ran}");
+    let ran = place.run("bench q.onnx --rows 1,20 --seconds 0.01 --threads 2 --json");
+    assert_eq!(ran.code, Some(0), "{ran}");
+    let told: serde_json::Value = serde_json::from_str(&ran.out)?;
+    let layers = told["layers"].as_array().ok_or("a list")?;
+    let of = |key: &str| layers.iter().map(|layer| layer[key].clone()).collect::<Vec<_>>();
+    // Codes of 32x64 weights, 64 scales in f32 and as many nibbles; 32 inputs and 64 outputs to a row, in f32.
+    let weight = |k: usize, n: usize| k * n / 8 * 3 + 4 * (n * k / 32) + n * (k / 32).div_ceil(2);
+    let bytes = |k: usize, n: usize, rows: usize| weight(k, n) + 4 * rows * (k + n);
+    assert_eq!(of("node"), ["up", "down", "up", "down"].map(serde_json::Value::from));
+    let expected = [bytes(32, 64, 1), bytes(64, 32, 1), bytes(32, 64, 20), bytes(64, 32, 20)];
+    assert_eq!(of("bytes"), expected.map(serde_json::Value::from));
+    assert!(of("kernel").iter().all(|kernel| kernel == "int16"), "{ran}");
+    assert!(of("seconds").iter().all(|seconds| seconds.as_f64().is_some_and(|s| s > 0.0)), "{ran}");
+    assert_eq!(told["threads"], 2);
+    let table = place.run("bench q.onnx --seconds 0.01");
+    assert!(table.code == Some(0) && table.out.lines().count() == 6 && table.out.contains("all layers"), "{table}");
+
+    let nothing = place.run("bench m.onnx");
+    assert!(nothing.code == Some(3) && nothing.err.contains("no quantized layers"), "{nothing}");
+    let no_rows = place.run("bench q.onnx --rows 0");
+    assert!(no_rows.code == Some(2) && no_rows.err.contains("--rows 0"), "{no_rows}");
+    Ok(())
+}
+
+/// A forced instruction set is used, and one that there is not is refused before any work.
+#[test]
+fn instruction_sets_can_be_forced() -> Outcome {
+    let place = Place::with_tiny()?;
+    let ran = place.run("m.onnx -o q.onnx --format w3g32 --method rtn");
+    assert_eq!(ran.code, Some(0), "{ran}");
+    let with = |isa: &str, arguments: &str| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_mbqc"));
+        place.command(command.args(arguments.split_whitespace()).env("MBQC_ISA", isa))
+    };
+    let bench = with("scalar", "bench q.onnx --seconds 0.01 --json");
+    assert!(bench.code == Some(0) && bench.out.contains("\"isa\": \"scalar\""), "{bench}");
+    let refused = with("sse9", "bench q.onnx");
+    assert!(refused.code == Some(2) && refused.err.contains("MBQC_ISA: `sse9` is not an instruction set"), "{refused}");
     Ok(())
 }

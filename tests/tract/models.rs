@@ -35,6 +35,7 @@ fn tract_runs_the_compiled_graphs_that_it_runs_as_exported() -> Outcome {
         as_exported += 1;
         let spec = ["w3g16", "w3g32", "w4g32", "w2g16", "w8g32"][index % 5];
         let every = ["--method", "rtn", "--format", spec, "--vision-format", spec, "--head-format", spec];
+        let every = [&every[..], &["--accuracy", "exact"]].concat();
         match compile(&export.path, &emitted, &every) {
             Ok(()) => {}
             Err(mbqc::Error::Nothing(_)) => {

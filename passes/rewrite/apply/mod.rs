@@ -34,9 +34,9 @@ pub enum Target {
 /// Precision of the arithmetic that quantized layers ask their kernels for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accuracy {
-    /// f32 for 3 and 4 bits; int8 activations for 2 and 8 bits, whose f32 path in onnxruntime is 25 to 40 times slower.
+    /// The closest for 3 and 4 bits; int8 activations for 2 and 8 bits, whose f32 path in onnxruntime is 25 to 40 times slower.
     Auto,
-    /// f32 everywhere.
+    /// The closest arithmetic everywhere.
     Exact,
     /// int8 activations everywhere.
     Fast,

@@ -1,0 +1,261 @@
+//! Activations as the integer kernels read them: rounded, in the order of a weight's tiles.
+
+use super::buffer::Buffer;
+use super::{Decode, Layout};
+use crate::affine::{Levels, is_uneven, quantize_group, quantize_rest};
+use crate::pool::Pool;
+use std::any::TypeId;
+use std::cell::RefCell;
+
+/// Bytes after which the sets of a first-level cache repeat.
+const PAGE: usize = 4096;
+
+/// Rows of activations from which their rounding goes to threads.
+const ROWS_PER_PIECE: usize = 8;
+
+/// Lines of a row, at most: high bytes, low bytes, and what is left where groups are uneven.
+pub(crate) const MOST_LIMBS: usize = 3;
+
+/// Rows of activations as *lines* of signed bytes: one line to a row; two, the high and the low bytes of 16 bits; or three,
+/// if a group of any row is uneven. The third lines of even groups are zero, so what is computed for a row does not depend on
+/// the others.
+///
+/// A line is as long as the tiles of a weight's row, zero where those reach beyond k. The buffers are kept between
+/// products, so that after the first of a size nothing is allocated.
+#[derive(Default)]
+pub(crate) struct Activations {
+    codes: Buffer<i8>,
+    scales: Buffer<f32>,
+    lane_scales: Buffer<f32>,
+    sums: Buffer<f32>,
+    totals: Vec<i32>,
+    order: Vec<u32>,
+    /// What `order` was made for: a decoder, a group size and a width.
+    order_of: Option<(TypeId, usize, usize)>,
+    lines: usize,
+    limbs: usize,
+    line_stride: usize,
+    group_stride: usize,
+    lane_stride: usize,
+}
+
+impl Activations {
+    /// Rounds `x: [rows, k]`.
+    pub(crate) fn set<D: Decode>(&mut self, x: &[f32], rows: usize, layout: &Layout, levels: Levels, pool: &Pool) {
+        let groups = || x.chunks(layout.k.max(1)).flat_map(|x| x.chunks(layout.group.max(1)));
+        let limbs = match levels {
+            Levels::Int8 | Levels::Token => 1,
+            Levels::Int16 => 2 + usize::from(groups().any(is_uneven)),
+        };
+        self.lines = rows * limbs;
+        self.limbs = limbs;
+        // Half a page more than whole pages: lines that are read side by side fall into different sets of the cache.
+        self.line_stride = (layout.tiles * layout.tile_weights()).next_multiple_of(PAGE) + PAGE / 2;
+        self.group_stride = layout.padded_groups;
+        let order_of = Some((TypeId::of::<D>(), layout.group, layout.width));
+        if self.order_of != order_of {
+            layout.order::<D>(&mut self.order);
+            self.order_of = order_of;
+        }
+        let codes = self.codes.zeroed(self.lines * self.line_stride);
+        let scales = self.scales.zeroed(self.lines * self.group_stride);
+        let sums = self.sums.zeroed(self.lines * self.group_stride);
+        self.lane_stride = layout.blocks * layout.lanes();
+        let lane_scales = self.lane_scales.zeroed(self.lines * self.lane_stride);
+        self.totals.clear();
+        self.totals.resize(self.lines, 0);
+        if layout.k == 0 {
+            return;
+        }
+        let piece = ROWS_PER_PIECE * limbs;
+        let order = &self.order;
+        let pieces = x
+            .chunks(ROWS_PER_PIECE * layout.k)
+            .zip(codes.chunks_mut(piece * self.line_stride))
+            .zip(scales.chunks_mut(piece * self.group_stride))
+            .zip(sums.chunks_mut(piece * self.group_stride))
+            .zip(lane_scales.chunks_mut(piece * self.lane_stride))
+            .zip(self.totals.chunks_mut(piece));
+        pool.for_each(pieces, |(((((x, codes), scales), sums), lane_scales), totals)| {
+            let mut row = ROW.take();
+            for (i, x) in x.chunks(layout.k).enumerate() {
+                let line = i * limbs;
+                row.round(x, layout, levels, limbs);
+                for limb in 0..limbs {
+                    let line = line + limb;
+                    let codes = &mut codes[line * self.line_stride..][..layout.tiles * layout.tile_weights()];
+                    row.arrange(limb, order, codes);
+                    let groups = line * self.group_stride..line * self.group_stride + layout.groups;
+                    scales[groups.clone()].copy_from_slice(&row.scales[limb]);
+                    sums[groups].copy_from_slice(&row.sums[limb]);
+                    let scales = &scales[line * self.group_stride..];
+                    let lane_scales = lane_scales[line * self.lane_stride..].chunks_mut(layout.lanes());
+                    for (block, lanes) in lane_scales.take(layout.blocks).enumerate() {
+                        let scales = &scales[block * layout.block_groups..][..layout.block_groups];
+                        for (lanes, &scale) in lanes.chunks_mut(layout.lanes() / layout.block_groups).zip(scales) {
+                            lanes.fill(scale);
+                        }
+                    }
+                    totals[line] = total(&row.limbs[limb]);
+                }
+            }
+            ROW.set(row);
+        });
+    }
+
+    /// Lines: rows times limbs.
+    pub(crate) fn lines(&self) -> usize {
+        self.lines
+    }
+
+    /// Lines of a row, 1 to [`MOST_LIMBS`]. The product of a row is the sum of those of its lines.
+    pub(crate) fn limbs(&self) -> usize {
+        self.limbs
+    }
+
+    /// The lines, from the given one on.
+    pub(crate) fn codes(&self, line: usize) -> &[i8] {
+        &self.codes.as_slice()[line * self.line_stride..]
+    }
+
+    /// `[lines, group_stride]`: the scale of each group, then zeros.
+    pub(crate) fn scales(&self, line: usize) -> &[f32] {
+        &self.scales.as_slice()[line * self.group_stride..]
+    }
+
+    /// `[lines, lane_stride]`: for each block, the scale of the group that each lane of 32 bits belongs to.
+    pub(crate) fn lane_scales(&self, line: usize) -> &[f32] {
+        &self.lane_scales.as_slice()[line * self.lane_stride..]
+    }
+
+    /// `[lines, group_stride]`: scale times the sum of the integers of each group, then zeros.
+    pub(crate) fn sums(&self, line: usize) -> &[f32] {
+        &self.sums.as_slice()[line * self.group_stride..]
+    }
+
+    /// The sum of a line's integers.
+    pub(crate) fn total(&self, line: usize) -> i32 {
+        self.totals[line]
+    }
+}
+
+thread_local! {
+    /// What a thread needs to round a row.
+    static ROW: RefCell<Row> = RefCell::default();
+}
+
+/// One row on its way from floats to lines.
+#[derive(Default)]
+struct Row {
+    /// The integers of the groups, and of what they leave.
+    rounded: Vec<f32>,
+    rest: Vec<f32>,
+    /// By limb, in the order of k.
+    limbs: [Vec<i8>; MOST_LIMBS],
+    /// By limb and group: what an integer of it stands for, and the sum of what they stand for. The sums of both bytes go with
+    /// the first.
+    scales: [Vec<f32>; MOST_LIMBS],
+    sums: [Vec<f32>; MOST_LIMBS],
+}
+
+impl Row {
+    /// Rounds group by group and cuts integers into bytes.
+    fn round(&mut self, x: &[f32], layout: &Layout, levels: Levels, limbs: usize) {
+        let length = layout.tiles * layout.tile_weights();
+        for rounded in [&mut self.rounded, &mut self.rest] {
+            rounded.clear();
+            rounded.resize(length, 0.0);
+        }
+        for limb in 0..limbs {
+            self.limbs[limb].resize(length, 0);
+            for of_groups in [&mut self.scales[limb], &mut self.sums[limb]] {
+                of_groups.clear();
+                of_groups.resize(layout.groups, 0.0);
+            }
+        }
+        for (group, x) in x.chunks(layout.group).enumerate() {
+            let places = group * layout.group..group * layout.group + x.len();
+            let q = &mut self.rounded[places.clone()];
+            let scale = quantize_group(x, levels, q);
+            self.sums[0][group] = scale * exact_sum(q);
+            if limbs == 1 {
+                self.scales[0][group] = scale;
+                continue;
+            }
+            self.scales[0][group] = scale * 256.0;
+            self.scales[1][group] = scale;
+            if limbs == MOST_LIMBS && is_uneven(x) {
+                let rest = &mut self.rest[places];
+                let step = quantize_rest(x, scale, q, rest);
+                self.scales[2][group] = step;
+                self.sums[2][group] = step * exact_sum(rest);
+            }
+        }
+        let [high, low, rest] = &mut self.limbs;
+        match limbs {
+            1 => to_bytes(&self.rounded, high),
+            _ => to_limbs(&self.rounded, high, low),
+        }
+        if limbs == MOST_LIMBS {
+            to_bytes(&self.rest, rest);
+        }
+    }
+
+    /// A limb in the order of the tiles.
+    fn arrange(&self, limb: usize, order: &[u32], out: &mut [i8]) {
+        for (out, natural) in out.chunks_mut(order.len()).zip(self.limbs[limb].chunks(order.len())) {
+            for (out, &place) in out.iter_mut().zip(order) {
+                *out = natural[place as usize];
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// Integers of at most 127, held as f32, as bytes.
+    fn to_bytes(rounded: &[f32], out: &mut [i8]) {
+        for (out, &q) in out.iter_mut().zip(rounded) {
+            *out = low_byte(q);
+        }
+    }
+}
+
+multiversion! {
+    /// Integers of at most 32639, held as f32, as `256 high + low`.
+    fn to_limbs(rounded: &[f32], high: &mut [i8], low: &mut [i8]) {
+        for ((high, low), &q) in high.iter_mut().zip(low).zip(rounded) {
+            // The nearest multiple of 256, ties upwards: what is left is in -128..128.
+            let upper = ((q + 128.0) * (1.0 / 256.0)).floor();
+            *high = low_byte(upper);
+            *low = low_byte(q - 256.0 * upper);
+        }
+    }
+}
+
+multiversion! {
+    /// The sum of integers that add up to less than 2^24, held as f32: exact, whatever the order.
+    fn exact_sum(rounded: &[f32]) -> f32 {
+        let (whole, rest) = rounded.as_chunks::<16>();
+        let mut sums = [0.0; 16];
+        for chunk in whole {
+            for (sum, &q) in sums.iter_mut().zip(chunk) {
+                *sum += q;
+            }
+        }
+        sums.iter().chain(rest).sum()
+    }
+}
+
+multiversion! {
+    /// The sum of bytes.
+    fn total(codes: &[i8]) -> i32 {
+        codes.iter().map(|&q| i32::from(q)).sum()
+    }
+}
+
+/// An integer in `-128..128`, held as f32, as a byte in two's complement.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "the integer is in -128..128")]
+fn low_byte(x: f32) -> i8 {
+    (x + 12_582_912.0).to_bits() as i8
+}

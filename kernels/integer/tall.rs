@@ -1,0 +1,234 @@
+//! Many rows: a panel of output channels is decoded once, with its channels side by side, and multiplied by all lines.
+
+use super::activations::Activations;
+use super::buffer::Buffer;
+use super::channel::Channel;
+use super::epilogue::Output;
+use super::{Decode, Weight};
+use crate::error::Error;
+use crate::simd::{Job, MOST_BYTES, Simd};
+use std::cell::RefCell;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::ptr;
+
+/// Registers of channels of a panel.
+const ACROSS: usize = 2;
+
+/// Channels of the widest panel: what threads' ranges are multiples of.
+pub(super) const CHANNELS: usize = ACROSS * MOST_BYTES / 4;
+
+/// The products of some output channels with all lines.
+pub(super) struct Tall<'a, D> {
+    w: &'a Weight<'a>,
+    x: &'a Activations,
+    y: &'a Output<'a>,
+    channels: Range<usize>,
+    decode: PhantomData<D>,
+}
+
+impl<'a, D: Decode> Tall<'a, D> {
+    /// Columns `channels` of `y`, which nobody else writes.
+    pub(super) fn new(w: &'a Weight<'a>, x: &'a Activations, y: &'a Output<'a>, channels: Range<usize>) -> Self {
+        Tall { w, x, y, channels, decode: PhantomData }
+    }
+}
+
+/// A panel, and what becomes of it.
+#[derive(Default)]
+struct Scratch {
+    channel: Channel,
+    /// `[tiles * registers * lanes, channels, 4]`: four codes of a channel, then the same four of the next.
+    codes: Buffer<u8>,
+    /// `[groups, channels]`.
+    scales: Buffer<f32>,
+    /// `[groups, channels]`: minus scale times zero point.
+    offsets: Buffer<f32>,
+    /// `[rows, channels]`, of the panel itself and of its partner.
+    products: [Buffer<f32>; 2],
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+impl<D: Decode> Job for Tall<'_, D> {
+    type Output = Result<(), Error>;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Result<(), Error> {
+        let mut scratch = SCRATCH.take();
+        let done = self.multiply(s, &mut scratch);
+        SCRATCH.set(scratch);
+        done
+    }
+}
+
+impl<D: Decode> Tall<'_, D> {
+    #[inline(always)]
+    fn multiply<S: Simd>(&self, s: S, scratch: &mut Scratch) -> Result<(), Error> {
+        let across = ACROSS * S::WIDTH / 4;
+        let rows = self.x.lines() / self.x.limbs();
+        let layout = &self.w.layout;
+        scratch.channel.reserve(layout.padded_groups);
+        scratch.codes.sized(layout.tiles * layout.tile_weights() * across);
+        scratch.scales.sized(layout.groups * across);
+        scratch.offsets.sized(layout.groups * across);
+        for products in &mut scratch.products {
+            products.sized(rows * across);
+        }
+        let Range { start, end } = self.channels;
+        for first in (start..end).step_by(across) {
+            let count = across.min(end - first);
+            let partner = self.y.partner(first);
+            for (which, first) in [Some(first), partner].into_iter().flatten().enumerate() {
+                self.unpack(s, scratch, first, count)?;
+                self.panel(s, scratch, which);
+            }
+            let [own, others] = scratch.products.each_ref().map(Buffer::as_slice);
+            for row in 0..rows {
+                for j in 0..count {
+                    let up = if partner.is_some() { others[row * across + j] } else { 0.0 };
+                    #[expect(unsafe_code, reason = "threads write disjoint columns")]
+                    // SAFETY: `channels` of this job are disjoint from those of others.
+                    unsafe {
+                        self.y.set(row, first + j, own[row * across + j], up);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Decodes `count` channels from `first` on. Columns beyond keep what they held: nobody reads their products.
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "registers are loaded from and stored to slices by pointer")]
+    fn unpack<S: Simd>(&self, s: S, scratch: &mut Scratch, first: usize, count: usize) -> Result<(), Error> {
+        let across = ACROSS * S::WIDTH / 4;
+        let layout = &self.w.layout;
+        let words = D::REGISTERS * S::WIDTH / 4;
+        for j in 0..count {
+            scratch.channel.read::<S, D>(s, self.w, first + j)?;
+            let (scales, offsets) = (scratch.scales.as_mut_slice(), scratch.offsets.as_mut_slice());
+            for group in 0..layout.groups {
+                scales[group * across + j] = scratch.channel.scales()[group];
+                offsets[group * across + j] = scratch.channel.offsets()[group];
+            }
+            let row = self.w.row(first + j);
+            let mut tail = [0u8; 3 * MOST_BYTES];
+            let rest = (layout.whole_tiles * layout.tile_bytes).min(row.len());
+            tail[..row.len() - rest].copy_from_slice(&row[rest..]);
+            let panel = scratch.codes.as_mut_slice();
+            for tile in 0..layout.tiles {
+                let mut codes = [[0u8; 4]; 8 * MOST_BYTES / 4];
+                // SAFETY: a tile below `whole_tiles` lies within the row, and `tail` holds one more; `codes` has room for
+                // eight registers of the widest set, and no tile has more.
+                unsafe {
+                    let of_tile = if tile < layout.whole_tiles {
+                        D::tile(s, row.as_ptr(), tile, false)
+                    } else {
+                        D::tile(s, tail.as_ptr(), 0, false)
+                    };
+                    for (i, &register) in of_tile.as_ref().iter().enumerate() {
+                        s.store(register, codes.as_mut_ptr().cast::<u8>().add(i * S::WIDTH));
+                    }
+                }
+                let columns = panel[tile * words * across * 4..].as_chunks_mut::<4>().0;
+                for (column, codes) in columns[j..].iter_mut().step_by(across).zip(&codes[..words]) {
+                    *column = *codes;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The products of the panel with all lines.
+    #[inline(always)]
+    fn panel<S: Simd>(&self, s: S, scratch: &mut Scratch, which: usize) {
+        // As many lines as there are registers for: 32 of the widest, 16 of the others.
+        match S::WIDTH {
+            MOST_BYTES => self.lines::<S, 8>(s, scratch, which),
+            _ => self.lines::<S, 4>(s, scratch, which),
+        }
+    }
+
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "registers are loaded from slices by pointer")]
+    fn lines<S: Simd, const R: usize>(&self, s: S, scratch: &mut Scratch, which: usize) {
+        let layout = &self.w.layout;
+        let (lanes, across) = (S::WIDTH / 4, ACROSS * S::WIDTH / 4);
+        let (lines, limbs) = (self.x.lines(), self.x.limbs());
+        let tile_weights = D::REGISTERS * S::WIDTH;
+        // Registers of a block, and the lanes of each that belong to one group.
+        let (registers, of_group) = (layout.block_tiles * D::REGISTERS, lanes / layout.block_groups);
+        let codes = &scratch.codes.as_slice()[..layout.tiles * tile_weights * across];
+        let scales = &scratch.scales.as_slice()[..layout.groups * across];
+        let offsets = &scratch.offsets.as_slice()[..layout.groups * across];
+        let out = scratch.products[which].as_mut_slice();
+
+        // Whole rows: of three lines each, 8 registers hold two.
+        let together = R - R % limbs;
+        for first in (0..lines).step_by(together) {
+            let mut line = [0; R];
+            let mut x = [ptr::null::<i8>(); R];
+            for r in 0..R {
+                line[r] = (first + r).min(lines - 1);
+                x[r] = self.x.codes(line[r])[..layout.tiles * tile_weights].as_ptr();
+            }
+            let mut sums = [[s.floats(0.0); ACROSS]; R];
+            for group in 0..layout.groups {
+                let (block, within) = (group / layout.block_groups, group % layout.block_groups);
+                let mut exact = [[s.ints(0); ACROSS]; R];
+                if D::SIGNED {
+                    for r in 0..R {
+                        let zero = self.x.total(line[r]).wrapping_mul(1 << (D::BITS - 1));
+                        exact[r] = [s.ints(zero.wrapping_neg()); ACROSS];
+                    }
+                }
+                for register in block * registers..(block + 1) * registers {
+                    let start = register * lanes + within * of_group;
+                    for word in start..start + of_group {
+                        // SAFETY: `word` is one of the four-byte words of all tiles: `codes` holds `across` of them at each
+                        // place, and the lines hold one.
+                        unsafe {
+                            let at = codes.as_ptr().add(4 * word * across);
+                            let codes = [s.load(at), s.load(at.add(S::WIDTH))];
+                            for r in 0..R {
+                                let x = x[r].add(4 * word);
+                                for i in 0..ACROSS {
+                                    exact[r][i] = s.dot_same(exact[r][i], D::BITS, codes[i], x);
+                                }
+                            }
+                        }
+                    }
+                }
+                for i in 0..ACROSS {
+                    let place = group * across + i * lanes;
+                    // SAFETY: both slices hold `across` floats for every group.
+                    let (scale, offset) = unsafe {
+                        (s.load_floats(scales.as_ptr().add(place)), s.load_floats(offsets.as_ptr().add(place)))
+                    };
+                    for ((sums, exact), &line) in sums.iter_mut().zip(&exact).zip(&line) {
+                        let scale = s.mul(scale, s.floats(self.x.scales(line)[group]));
+                        sums[i] = s.mul_add(s.to_floats(exact[i]), scale, sums[i]);
+                        if !D::SIGNED {
+                            sums[i] = s.mul_add(offset, s.floats(self.x.sums(line)[group]), sums[i]);
+                        }
+                    }
+                }
+            }
+            for r in (0..together.min(lines - first)).step_by(limbs) {
+                let row = line[r] / limbs;
+                for (i, &own) in sums[r].iter().enumerate() {
+                    let mut sum = own;
+                    for other in &sums[r + 1..r + limbs] {
+                        sum = s.add(sum, other[i]);
+                    }
+                    let place = row * across + i * lanes;
+                    // SAFETY: a register of the row's products, checked by the slice.
+                    unsafe { s.store_floats(sum, out[place..place + lanes].as_mut_ptr()) }
+                }
+            }
+        }
+    }
+}
