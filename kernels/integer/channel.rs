@@ -56,17 +56,24 @@ impl Channel {
                     *out = scale.to_f32();
                 }
             }
-            Scales::Bytes(FloatType::F16, bytes) => halves(s, &bytes[2 * places.start..], groups, scales),
+            Scales::Bytes(FloatType::F16, bytes) => widen::<S, true>(s, &bytes[2 * places.start..], groups, scales),
+            Scales::Bytes(FloatType::F32, bytes) => widen::<S, false>(s, &bytes[4 * places.start..], groups, scales),
             Scales::Bytes(float, bytes) => {
                 convert(float, &bytes[places.start * float.size()..places.end * float.size()], &mut scales[..groups]);
             }
         }
-        self.read_offsets::<D>(w, channel, groups)
+        self.read_offsets::<S, D>(s, w, channel, groups)
     }
 
     /// Minus zero points times scales.
     #[inline(always)]
-    fn read_offsets<D: Decode>(&mut self, w: &Weight<'_>, channel: usize, groups: usize) -> Result<(), Error> {
+    fn read_offsets<S: Simd, D: Decode>(
+        &mut self,
+        s: S,
+        w: &Weight<'_>,
+        channel: usize,
+        groups: usize,
+    ) -> Result<(), Error> {
         let scales = self.scales.as_slice();
         let offsets = self.offsets.as_mut_slice();
         let Some(packed) = w.zero_points else {
@@ -89,34 +96,53 @@ impl Channel {
                 chunk
             });
             let left = groups - group;
-            let (scales, offsets) = (&scales[group..group + per_chunk], &mut offsets[group..group + per_chunk]);
-            match D::ZERO_BITS {
-                4 => {
-                    if D::BITS < 4 {
-                        check(&chunk, left, D::BITS).map_err(|(i, value)| Error::ZeroPoint {
-                            row: channel,
-                            group: group + i,
-                            value,
-                            bits: D::BITS,
-                        })?;
-                    }
-                    scale_zeros::<2>(&chunk, scales, offsets);
-                }
-                2 => scale_zeros::<4>(&chunk, scales, offsets),
-                _ => scale_zeros::<1>(&chunk, scales, offsets),
+            if D::ZERO_BITS > D::BITS {
+                check(&chunk, left, D::BITS).map_err(|(i, value)| Error::ZeroPoint {
+                    row: channel,
+                    group: group + i,
+                    value,
+                    bits: D::BITS,
+                })?;
             }
+            let (scales, offsets) = (&scales[group..group + per_chunk], &mut offsets[group..group + per_chunk]);
+            scale_zeros(s, &unpack(&chunk, D::ZERO_BITS), scales, offsets);
         }
         Ok(())
     }
 }
 
-/// `offset = -zero * scale` for the zero points of a chunk, `PER` to a byte, the first in the lowest bits.
+/// Zero points of `bits` bits, the first in the lowest bits of the first byte, a byte to each.
 #[inline(always)]
-fn scale_zeros<const PER: usize>(chunk: &[u8; PACKED], scales: &[f32], offsets: &mut [f32]) {
-    let (scales, offsets) = (scales.as_chunks::<PER>().0, offsets.as_chunks_mut::<PER>().0);
-    for ((offsets, scales), &byte) in offsets.iter_mut().zip(scales).zip(chunk) {
-        for (i, (offset, scale)) in offsets.iter_mut().zip(scales).enumerate() {
-            *offset = -f32::from(byte >> (i * 8 / PER) & (0xff >> (8 - 8 / PER))) * scale;
+fn unpack(chunk: &[u8; PACKED], bits: u32) -> [u8; MOST_ZEROS] {
+    let mut zeros = [0; MOST_ZEROS];
+    if bits == 8 {
+        zeros[..PACKED].copy_from_slice(chunk);
+        return zeros;
+    }
+    for (out, packed) in zeros.as_chunks_mut::<8>().0.iter_mut().zip(chunk.chunks_exact(bits as usize)) {
+        // Eight zero points, pulled apart by halves: four and four, two and two, one and one.
+        let mut word = packed.iter().rev().fold(0u64, |word, &byte| word << 8 | u64::from(byte));
+        let spread = |word: u64, part: u32, copies: u64| {
+            (word | word << (part * (8 - bits))) & (u64::MAX >> (64 - part * bits)) * copies
+        };
+        word = spread(word, 4, 0x1_0000_0001);
+        word = spread(word, 2, 0x0001_0001_0001_0001);
+        word = spread(word, 1, 0x0101_0101_0101_0101);
+        *out = word.to_le_bytes();
+    }
+    zeros
+}
+
+/// `offset = -zero * scale`: as many as there are scales, whole registers of them.
+#[inline(always)]
+#[expect(unsafe_code, reason = "registers are loaded from and stored to slices by pointer")]
+fn scale_zeros<S: Simd>(s: S, zeros: &[u8; MOST_ZEROS], scales: &[f32], offsets: &mut [f32]) {
+    let lanes = S::WIDTH / 4;
+    for i in (0..scales.len().min(offsets.len()).min(MOST_ZEROS)).step_by(lanes) {
+        // SAFETY: the lengths are multiples of 16 and no less than `i + lanes`.
+        unsafe {
+            let scale = s.mul(s.load_floats(scales.as_ptr().add(i)), s.floats(-1.0));
+            s.store_floats(s.mul(s.load_small(zeros.as_ptr().add(i)), scale), offsets.as_mut_ptr().add(i));
         }
     }
 }
@@ -134,22 +160,26 @@ fn check(chunk: &[u8; PACKED], left: usize, bits: u32) -> Result<(), (usize, u8)
     Err((place, chunk[place / 2] >> (4 * (place % 2)) & 0x0f))
 }
 
-/// The first `count` IEEE half floats of `bytes`, at any address, to f32, then zeros: a register of them at least.
+/// The first `count` floats of `bytes`, in half precision or single, at any address, then a register of zeros at least.
 #[inline(always)]
 #[expect(unsafe_code, reason = "registers are loaded from and stored to slices by pointer")]
-fn halves<S: Simd>(s: S, bytes: &[u8], count: usize, out: &mut [f32]) {
-    let lanes = S::WIDTH / 4;
+fn widen<S: Simd, const HALF: bool>(s: S, bytes: &[u8], count: usize, out: &mut [f32]) {
+    let (lanes, size) = (S::WIDTH / 4, if HALF { 2 } else { 4 });
     for i in (0..count).step_by(lanes) {
-        let bytes = &bytes[2 * i..];
+        let bytes = &bytes[size * i..];
         let out = &mut out[i..i + lanes];
-        if bytes.len() >= 2 * lanes {
-            // SAFETY: two bytes to each lane; the slice of the output is a register long.
-            unsafe { s.store_floats(s.load_halves(bytes.as_ptr()), out.as_mut_ptr()) }
+        let mut some = [0u8; MOST_BYTES];
+        let at = if bytes.len() >= size * lanes {
+            bytes.as_ptr()
         } else {
-            let mut some = [0u8; MOST_BYTES];
             some[..bytes.len()].copy_from_slice(bytes);
-            // SAFETY: the array holds a register of the widest set.
-            unsafe { s.store_floats(s.load_halves(some.as_ptr()), out.as_mut_ptr()) }
+            some.as_ptr()
+        };
+        // SAFETY: at least a register's floats lie in the slice or in the array, which holds those of the widest set; the
+        // slice of the output is a register long.
+        unsafe {
+            let floats = if HALF { s.load_halves(at) } else { s.load_floats(at.cast()) };
+            s.store_floats(floats, out.as_mut_ptr());
         }
     }
     // SAFETY: the slice is a register long.

@@ -247,6 +247,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    unsafe fn load_small(self, at: *const u8) -> __m256 {
+        // SAFETY: the caller vouches for 8 bytes; AVX2 is there.
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(at.cast()))) }
+    }
+
+    #[inline(always)]
     fn spreading(self, count: usize) -> __m256i {
         let places: [i32; LANES] = array::from_fn(|lane| (lane * count / LANES) as i32);
         // SAFETY: the array has 32 bytes.

@@ -253,6 +253,12 @@ impl<const VBMI: bool> Simd for Avx512<VBMI> {
     }
 
     #[inline(always)]
+    unsafe fn load_small(self, at: *const u8) -> __m512 {
+        // SAFETY: the caller vouches for 16 bytes; AVX-512 F is there.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(at.cast()))) }
+    }
+
+    #[inline(always)]
     fn spreading(self, count: usize) -> __m512i {
         let places: [i32; LANES] = array::from_fn(|lane| (lane * count / LANES) as i32);
         // SAFETY: the array has 64 bytes.

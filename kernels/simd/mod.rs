@@ -132,6 +132,13 @@ pub(crate) trait Simd: Copy {
     /// `WIDTH / 2` bytes must be readable.
     unsafe fn load_halves(self, at: *const u8) -> Self::Floats;
 
+    /// `WIDTH / 4` unsigned bytes, as f32.
+    ///
+    /// # Safety
+    ///
+    /// They must be readable.
+    unsafe fn load_small(self, at: *const u8) -> Self::Floats;
+
     /// The places that repeat each of the first `count` lanes, a power of two, so that the register is full: `0 0 1 1` for
     /// two in four lanes.
     fn spreading(self, count: usize) -> Self::Ints;

@@ -168,6 +168,12 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn load_small(self, at: *const u8) -> Self::Floats {
+        // SAFETY: the caller vouches for `LANES` bytes.
+        unsafe { at.cast::<[u8; LANES]>().read() }.map(f32::from)
+    }
+
+    #[inline(always)]
     fn spreading(self, count: usize) -> Self::Ints {
         array::from_fn(|lane| (lane * count / LANES) as i32)
     }
