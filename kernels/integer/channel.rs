@@ -123,7 +123,8 @@ fn unpack(chunk: &[u8; PACKED], bits: u32) -> [u8; MOST_ZEROS] {
         // Eight zero points, pulled apart by halves: four and four, two and two, one and one.
         let mut word = packed.iter().rev().fold(0u64, |word, &byte| word << 8 | u64::from(byte));
         let spread = |word: u64, part: u32, copies: u64| {
-            (word | word << (part * (8 - bits))) & (u64::MAX >> (64 - part * bits)) * copies
+            let each = (u64::MAX >> (64 - part * bits)) * copies;
+            (word | word << (part * (8 - bits))) & each
         };
         word = spread(word, 4, 0x1_0000_0001);
         word = spread(word, 2, 0x0001_0001_0001_0001);
