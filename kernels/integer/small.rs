@@ -82,7 +82,7 @@ impl Default for Scratch {
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Box<Scratch>> = RefCell::default();
+    static SCRATCH: RefCell<Option<Box<Scratch>>> = const { RefCell::new(None) };
 }
 
 impl<D: Decode> Job for Small<'_, D> {
@@ -91,13 +91,13 @@ impl<D: Decode> Job for Small<'_, D> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> Result<(), Error> {
         // Taken out of its cell: a closure would not be compiled for the instruction set.
-        let mut scratch = SCRATCH.take();
+        let mut scratch = SCRATCH.take().unwrap_or_default();
         for channel in &mut scratch.channels {
             channel.reserve(self.w.layout.padded_groups);
         }
         scratch.tails = [[0; MOST_TILE]; CHANNELS];
         let done = self.multiply(s, &mut scratch);
-        SCRATCH.set(scratch);
+        SCRATCH.set(Some(scratch));
         done
     }
 }
