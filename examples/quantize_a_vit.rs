@@ -46,7 +46,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let file = read(&path, &ReadOptions::default())?;
     let found = survey(&file.model)?;
     let fits = |site: &&_| can_apply(&file.model, site).is_ok();
-    let sites = found.sites.iter().enumerate().filter(|(_, site)| site.k >= format.group && fits(site));
+    let sites = found.sites.iter().enumerate().filter(|(_, site)| site.k >= format.group(site.k) && fits(site));
     let chosen: Vec<_> = sites.map(|(site, _)| driver::Chosen { site, spec: format }).collect();
     println!(
         "{} of {} linear layers, {} other nodes with weights",

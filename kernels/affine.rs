@@ -1,6 +1,6 @@
 //! Scales, zero points and codes: the only place that rounds.
 //!
-//! Group-wise asymmetric, along k, per output channel; n bits, `round` is half to even, all in f32:
+//! `round` is half to even, all is f32, n are the bits. Group-wise asymmetric, along k, per output channel:
 //!
 //! ```text
 //! scale = max(max - min, 1e-5) / (2^n - 1), rounded to its stored type
@@ -9,17 +9,27 @@
 //! w^    = (q - zp) * scale
 //! ```
 //!
-//! This is the weight quantizer of the MBQ reference code (thu-nics/MBQ, `pseudo_quantize_tensor`), operation for
-//! operation, so that codes are equal bit for bit to what PyTorch computes in f32. Divisions are true divisions.
+//! Symmetric, a scale to an output channel (weights) or a token row (activations), for formats that quantize both:
+//!
+//! ```text
+//! scale = max(max|w|, 1e-5) / (2^(n-1) - 1)
+//! v     = clamp(round(w / scale), -2^(n-1), 2^(n-1) - 1)
+//! w^    = v * scale
+//! ```
+//!
+//! These are the quantizers of the MBQ reference code (thu-nics/MBQ, `pseudo_quantize_tensor`), operation for operation, so
+//! that codes are equal bit for bit to what PyTorch computes in f32. Divisions are true divisions.
 
 mod activations;
 mod row;
 mod search;
 mod symmetric;
 
+pub use activations::fake_quantize_tokens;
 pub(crate) use activations::{Levels, is_uneven, quantize_group, quantize_rest};
+pub(crate) use row::low_byte;
 pub use search::{POWER, SHRINK, search_range};
-pub use symmetric::{SymmetricCodes, dequantize_symmetric, quantize_symmetric};
+pub use symmetric::quantize_symmetric;
 
 use crate::error::{Error, check_length, length};
 use half::{bf16, f16};
@@ -117,7 +127,7 @@ pub struct Codes {
     pub n: usize,
     /// Input channels.
     pub k: usize,
-    /// Weights per group along k.
+    /// Weights per group along k, at least 1; k where a scale belongs to a row.
     pub group: usize,
     /// Bits per code.
     pub bits: u32,

@@ -1,4 +1,4 @@
-//! What all weight formats share: rows cut into blocks of one group, and their zero points.
+//! What the weight-only formats share: rows cut into blocks of one group, and their zero points.
 //!
 //! A block holds the codes of one group of one output channel. The last block of a row is padded with the group's zero
 //! point, whose value is 0. Zero points are packed along the groups of a row, little-endian within a byte, and every row
@@ -20,8 +20,8 @@ pub(crate) fn pack(format: &Format, codes: &Codes, pack_block: impl Fn(&[u8], &m
     codes.check().expect("the codes are as long as their shape says");
 
     let (n, k, group, groups) = (codes.n, codes.k, codes.group, codes.groups());
-    let bytes = group / 8 * format.bits as usize;
-    let zero_bytes = (groups * format.zero_point_bits as usize).div_ceil(8);
+    let shapes = format.shapes(n, k, group);
+    let (bytes, zero_bytes) = (shapes.b[2], shapes.zero_points.as_ref().map_or(0, |shape| shape[1]));
     let mut b = vec![0; n * groups * bytes];
     let mut zero_points = vec![0; n * zero_bytes];
     let mut padded = vec![0; group];
@@ -40,14 +40,7 @@ pub(crate) fn pack(format: &Format, codes: &Codes, pack_block: impl Fn(&[u8], &m
         }
         pack_bits(format.zero_point_bits, zeros, &mut zero_points[row * zero_bytes..(row + 1) * zero_bytes]);
     }
-    Packed {
-        b,
-        b_dims: [n, groups, bytes],
-        zero_points,
-        zp_dims: [n, zero_bytes],
-        scales: codes.scales.clone(),
-        scale_dims: [n, groups],
-    }
+    Packed { shapes, b, zero_points, scales: codes.scales.clone() }
 }
 
 /// Unpacks block by block; `unpack_block` turns `group * bits / 8` bytes into `group` codes.
@@ -66,7 +59,7 @@ pub(crate) fn unpack(
         let (codes, scales, zero_points) = (Vec::new(), Vec::new(), Vec::new());
         return Ok(Codes { n, k, group, bits: format.bits, codes, scales, zero_points });
     }
-    let groups = stored.groups();
+    let groups = k.div_ceil(group);
     let bytes = group / 8 * format.bits as usize;
     let mut codes = vec![0; n * k];
     let mut padded = vec![0; group];

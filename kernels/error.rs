@@ -1,5 +1,6 @@
 //! What can be wrong with the numbers that this crate is given.
 
+use crate::format::Scheme;
 use crate::spec;
 
 /// The error of this crate. It names places in tensors (row, column, group); whoever knows the tensor's name adds it.
@@ -79,9 +80,10 @@ pub enum Error {
     },
     /// Text that names no format and group size.
     #[error(
-        "`{text}` is not a weight format; write one of {}, with a group size of {}: w3g128",
-        spec::names(),
-        spec::groups()
+        "`{text}` is not a weight format; write one of {} with a group size of {} (w3g128), or one of {}",
+        spec::names(Scheme::WeightOnly),
+        spec::groups(),
+        spec::names(Scheme::WeightActivation)
     )]
     Spec {
         /// What was written.

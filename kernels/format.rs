@@ -5,14 +5,42 @@ use crate::dense::convert::{self, FloatType};
 use crate::error::{Error, check_length, length};
 use crate::integer::Epilogue;
 use crate::pool::Pool;
-use crate::{w2, w3, w4, w8};
+use crate::tokens::Input;
+use crate::{w2, w3, w4, w4a8, w8, w8a8};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use std::fmt;
 use std::ops::Range;
 
-/// Every weight format, by bits. A new one is a folder with a `const` value and a line here.
-pub const FORMATS: &[&Format] = &[&w2::FORMAT, &w3::FORMAT, &w4::FORMAT, &w8::FORMAT];
+/// Every weight format: weights alone by bits, then weights and activations. A new one is a folder with a `static` value and
+/// a line here.
+pub const FORMATS: &[&Format] = &[&w2::FORMAT, &w3::FORMAT, &w4::FORMAT, &w8::FORMAT, &w4a8::FORMAT, &w8a8::FORMAT];
+
+/// What a format quantizes, and what has a scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scheme {
+    /// Weights alone (W3A16 and the like): affine codes with a scale and a zero point per group along k. Activations are
+    /// floats; a kernel rounds them as far as the [`Accuracy`] that it is asked for allows.
+    WeightOnly,
+    /// Weights and activations (W8A8, W4A8): symmetric codes with a scale per output channel and no zero point, `group` is
+    /// k. That activations are rounded to 8 bits, with a scale per token row, is part of what the product means:
+    ///
+    /// ```text
+    /// t = max(max|x|, 1e-5) / 127 of a row,   p = round(x / t), half to even,   y = s_n t sum_k v p
+    /// ```
+    WeightActivation,
+}
+
+/// The shapes of what is stored for a weight.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shapes {
+    /// Of the codes, in bytes: `[n, ceil(k / group), group * bits / 8]`, or `[n, ceil(k * bits / 8)]`.
+    pub b: Vec<usize>,
+    /// Of the scales: `[n, ceil(k / group)]`, or `[n]`.
+    pub scales: Vec<usize>,
+    /// Of the zero points, in bytes: `[n, ceil(ceil(k / group) * bits / 8)]`; `None` if the format has none.
+    pub zero_points: Option<Vec<usize>>,
+}
 
 /// A stored layout with its arithmetic, as a value.
 pub struct Format {
@@ -20,12 +48,14 @@ pub struct Format {
     pub name: &'static str,
     /// What it does, in a sentence.
     pub about: &'static str,
+    /// What is quantized.
+    pub scheme: Scheme,
     /// Bits per code.
     pub bits: u32,
-    /// Bits per zero point as stored; at least `bits`.
+    /// Bits per zero point as stored, at least `bits`; 0 if there are none.
     pub zero_point_bits: u32,
-    /// Codes to stored bytes. Panics if the codes have other bits, lengths that do not fit or a group size that is not a
-    /// multiple of 8: all of that is the caller's mistake.
+    /// Codes to stored bytes. Panics if the codes have other bits, lengths that do not fit, or a group size or zero points
+    /// that the format cannot store: all of that is the caller's mistake.
     pub pack: fn(&Codes) -> Packed,
     /// Stored bytes to codes. Answers any bytes with codes or an error.
     pub unpack: fn(&Stored<'_>) -> Result<Codes, Error>,
@@ -43,6 +73,24 @@ impl Format {
         FORMATS.iter().copied().find(|format| carries(&format.schema) && of_bits(&format.schema))
     }
 
+    /// The shapes of a weight of `n` output channels and `k` input channels in groups of `group` (which a format with a scale
+    /// per output channel does not look at). Sizes that overflow are `usize::MAX`.
+    pub fn shapes(&self, n: usize, k: usize, group: usize) -> Shapes {
+        let bits = self.bits as usize;
+        match self.scheme {
+            Scheme::WeightOnly => {
+                let groups = k.div_ceil(group.max(1));
+                let zeros = length(&[groups, self.zero_point_bits as usize]).div_ceil(8);
+                Shapes {
+                    b: vec![n, groups, length(&[group / 8, bits])],
+                    scales: vec![n, groups],
+                    zero_points: Some(vec![n, zeros]),
+                }
+            }
+            Scheme::WeightActivation => Shapes { b: vec![n, k.div_ceil(8 / bits)], scales: vec![n], zero_points: None },
+        }
+    }
+
     /// `x W^T` and what follows it, `[rows, outputs]`, by the fastest kernel that is accurate enough.
     ///
     /// # Errors
@@ -52,7 +100,7 @@ impl Format {
         // Sizes come from files: nothing is allocated before the bytes that they promise were seen.
         let Product { x, rows, w, epilogue } = product;
         w.check(self)?;
-        check_length("x", x.len(), length(&[*rows, w.k]))?;
+        x.check(*rows, w.k)?;
         let outputs = if epilogue.gated { w.n / 2 } else { w.n };
         let mut y = vec![0.0; rows * outputs];
         (self.kernel(accuracy, w.k, w.group).run)(product, &mut y, pool)?;
@@ -83,8 +131,10 @@ pub struct Schema {
     pub version: i64,
     /// Its inputs in order. Those with a `?` may be left out.
     pub inputs: &'static [&'static str],
+    /// Whether B holds int8 rather than bytes of packed codes.
+    pub signed: bool,
     /// The value of the attribute `bits`; `None` if the op has no such attribute because its name says it. The attributes
-    /// `K`, `N`, `block_size` and `accuracy_level` are common to all.
+    /// `K` and `N` are common to all, `block_size` and `accuracy_level` to [`Scheme::WeightOnly`].
     pub bits: Option<i64>,
     /// `accuracy_level` unless the user asks otherwise: 1 is the closest arithmetic, 4 allows int8 activations.
     pub accuracy_level: i64,
@@ -100,30 +150,26 @@ impl Schema {
 /// The bytes that are stored.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Packed {
+    /// The shapes of the parts.
+    pub shapes: Shapes,
     /// The codes.
     pub b: Vec<u8>,
-    /// `[n, ceil(k / group), group * bits / 8]`.
-    pub b_dims: [usize; 3],
-    /// The zero points.
+    /// The zero points, if the format has any.
     pub zero_points: Vec<u8>,
-    /// `[n, bytes of a row]`.
-    pub zp_dims: [usize; 2],
     /// The scales, already rounded to the type that they will be stored in.
     pub scales: Vec<f32>,
-    /// `[n, ceil(k / group)]`.
-    pub scale_dims: [usize; 2],
 }
 
 impl Packed {
     /// What a kernel reads, for a weight of `k` input channels and a group size of `group`.
     pub fn stored(&self, k: usize, group: usize) -> Stored<'_> {
         Stored {
-            n: self.b_dims[0],
+            n: self.shapes.b[0],
             k,
             group,
             b: &self.b,
             scales: Scales::F32(&self.scales),
-            zero_points: Some(&self.zero_points),
+            zero_points: self.shapes.zero_points.as_ref().map(|_| &self.zero_points[..]),
         }
     }
 }
@@ -185,22 +231,17 @@ pub struct Stored<'a> {
     pub n: usize,
     /// Input channels.
     pub k: usize,
-    /// Weights per group along k.
+    /// Weights per group along k; k if a scale belongs to an output channel.
     pub group: usize,
     /// The codes.
     pub b: &'a [u8],
-    /// `[n, ceil(k / group)]`.
+    /// The scales.
     pub scales: Scales<'a>,
     /// The zero points; without them every zero point is `2^(bits-1)`.
     pub zero_points: Option<&'a [u8]>,
 }
 
 impl<'a> Stored<'a> {
-    /// Groups in a row, `ceil(k / group)`.
-    pub fn groups(&self) -> usize {
-        self.k.div_ceil(self.group)
-    }
-
     /// The same weight, output channels `rows` alone. Rows lie one after another in all three parts, so nothing is copied.
     ///
     /// # Panics
@@ -225,18 +266,20 @@ impl<'a> Stored<'a> {
     ///
     /// # Errors
     ///
-    /// If they are not, or the group size is no multiple of 8. Zero points are looked at when they are read.
+    /// If they are not, or the format has no such groups. Zero points are looked at when they are read.
     pub fn check(&self, format: &Format) -> Result<(), Error> {
-        if self.group == 0 || !self.group.is_multiple_of(8) {
-            return Err(Error::Group { group: self.group });
+        match format.scheme {
+            Scheme::WeightOnly if self.group == 0 || !self.group.is_multiple_of(8) => {
+                return Err(Error::Group { group: self.group });
+            }
+            Scheme::WeightOnly => {}
+            Scheme::WeightActivation => check_length("the group (a whole row)", self.group, self.k.max(1))?,
         }
-        let groups = self.groups();
-        let block = length(&[self.group / 8, format.bits as usize]);
-        check_length("the packed codes", self.b.len(), length(&[self.n, groups, block]))?;
-        check_length("the scales", self.scales.len(), length(&[self.n, groups]))?;
+        let shapes = format.shapes(self.n, self.k, self.group);
+        check_length("the packed codes", self.b.len(), length(&shapes.b))?;
+        check_length("the scales", self.scales.len(), length(&shapes.scales))?;
         if let Some(zeros) = self.zero_points {
-            let row = length(&[groups, format.zero_point_bits as usize]).div_ceil(8);
-            check_length("the packed zero points", zeros.len(), length(&[self.n, row]))?;
+            check_length("the packed zero points", zeros.len(), shapes.zero_points.map_or(0, |shape| length(&shape)))?;
         }
         Ok(())
     }
@@ -246,7 +289,7 @@ impl<'a> Stored<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Product<'a> {
     /// `[rows, k]`.
-    pub x: &'a [f32],
+    pub x: Input<'a>,
     /// Token rows.
     pub rows: usize,
     /// `[n, k]`.
@@ -276,7 +319,8 @@ impl Accuracy {
 
 /// The signature of a kernel: the product, `y: [rows, outputs]` and threads. `outputs` is n, or n/2 with a gate.
 ///
-/// Its meaning is `y = sum_g s_g * (sum_k q * x - z_g * sum_k x)`, accumulated in f32, whatever the order.
+/// For weights alone its meaning is `y = sum_g s_g * (sum_k q * x - z_g * sum_k x)`, accumulated in f32, whatever the order;
+/// for weights and activations see [`Scheme::WeightActivation`].
 pub type Run = for<'a> fn(&Product<'a>, &mut [f32], &Pool) -> Result<(), Error>;
 
 /// A function that multiplies by a format.

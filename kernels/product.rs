@@ -2,7 +2,7 @@
 
 use crate::affine::{Codes, dequantize};
 use crate::dense::{Accumulate, Mat, Tiles, gemm_tile};
-use crate::error::{Error, check_length, length};
+use crate::error::Error;
 use crate::format::{Format, Product};
 use crate::pool::Pool;
 
@@ -15,6 +15,7 @@ const PANEL: usize = 64;
 pub(crate) fn reference(format: &Format, product: &Product<'_>, y: &mut [f32]) -> Result<(), Error> {
     let &Product { x, rows, w, .. } = product;
     let mut v = check(product, y)?;
+    let x = x.to_f32();
     let Codes { n, k, group, codes, scales, zero_points, .. } = (format.unpack)(&w)?;
     let groups = k.div_ceil(group);
     for row in 0..rows {
@@ -47,6 +48,7 @@ pub(crate) fn panels(format: &Format, product: &Product<'_>, y: &mut [f32], pool
     w.check(format)?;
     let (n, k) = (w.n, w.k);
     if rows != 0 && n != 0 && k != 0 {
+        let x = &*x.to_f32();
         let v = Tiles::new(&mut v, n);
         let panels = pool.map(n.div_ceil(PANEL), |panel| {
             let channels = panel * PANEL..n.min((panel + 1) * PANEL);
@@ -68,7 +70,7 @@ pub(crate) fn panels(format: &Format, product: &Product<'_>, y: &mut [f32], pool
 /// Checks the lengths of all but the weight's parts, and answers room for `[rows, n]`.
 fn check(product: &Product<'_>, y: &[f32]) -> Result<Vec<f32>, Error> {
     let Product { x, rows, w, epilogue } = product;
-    check_length("x", x.len(), length(&[*rows, w.k]))?;
+    x.check(*rows, w.k)?;
     epilogue.outputs(*rows, w.n, y.len())?;
     Ok(vec![0.0; rows * w.n])
 }
@@ -108,7 +110,7 @@ macro_rules! kernels {
             },
             Kernel {
                 name: "int16",
-                about: "activations of 16 bits as two signed bytes; codes are multiplied as they are stored",
+                about: "activations of 16 bits as two signed bytes, and a third for outliers; codes are multiplied as they are stored",
                 accuracy: Accuracy::Int16,
                 fits,
                 run: |product, y, pool| integer(Levels::Int16, product, y, pool),

@@ -5,7 +5,7 @@ use std::ops::Range;
 use mbqc_kernels::affine::{self, Codes, Rounding, ScaleType};
 use mbqc_kernels::dense::convert::{FloatType, to_f32};
 use mbqc_kernels::dense::transpose_rows;
-use mbqc_kernels::{Pool, Spec};
+use mbqc_kernels::{Pool, Scheme, Spec};
 
 use crate::facts::sites::Weight;
 use crate::ir::{DType, Tensor};
@@ -122,11 +122,12 @@ impl Matrix {
         scale: ScaleType,
         pool: &Pool,
     ) -> Result<Codes, WeightError> {
-        let groups = self.k.div_ceil(spec.group);
+        let group = spec.group(self.k);
+        let groups = self.k.div_ceil(group);
         let mut all = Codes {
             n: self.n,
             k: self.k,
-            group: spec.group,
+            group,
             bits: spec.format.bits,
             codes: Vec::with_capacity(self.n * self.k),
             scales: Vec::with_capacity(self.n * groups),
@@ -153,16 +154,22 @@ impl Matrix {
         pool: &'a Pool,
         keep: impl Fn(Codes) -> T + Sync + 'a,
     ) -> impl Iterator<Item = Result<T, WeightError>> + 'a {
+        let bits = spec.format.bits;
         let rounding = Rounding {
-            bits: spec.format.bits,
-            group: spec.group,
+            bits,
+            group: spec.group(self.k),
             range: match rule {
                 RangeRule::MinMax => affine::Range::Reference,
                 RangeRule::IncludeZero | RangeRule::Search => affine::Range::IncludeZero,
             },
             scale,
         };
-        let quantize = if rule == RangeRule::Search { affine::search_range } else { affine::quantize };
+        let quantize = move |w: &[f32], rows| match (spec.format.scheme, rule) {
+            // The range is that of the largest magnitude, whatever the rule.
+            (Scheme::WeightActivation, _) => affine::quantize_symmetric(w, rows, self.k, bits, scale),
+            (Scheme::WeightOnly, RangeRule::Search) => affine::search_range(w, rows, self.k, &rounding),
+            (Scheme::WeightOnly, _) => affine::quantize(w, rows, self.k, &rounding),
+        };
         // Whole cache lines of a weight that is stored transposed.
         let block = (BLOCK / self.k.max(1)).clamp(LINE, 1024).next_multiple_of(LINE);
         let blocks = self.n.div_ceil(block);
@@ -173,7 +180,7 @@ impl Matrix {
                 let rows = start..self.n.min(start + block);
                 let mut w = self.rows(rows.clone())?;
                 scaling.apply(&mut w, rows.clone(), self.k);
-                let codes = quantize(&w, rows.len(), self.k, &rounding);
+                let codes = quantize(&w, rows.len());
                 self.kernel(codes.map_err(|error| error.below(rows.start))).map(&keep)
             })
         })

@@ -1,4 +1,4 @@
-//! The function bodies of 3-bit layers, executed by stock onnxruntime: every opset at which they are written differently,
+//! The function bodies of our operators, executed by stock onnxruntime: every opset at which they are written differently,
 //! both float types, in the main graph and inside an `If`. `tests/oracle/bodies_matrix.sh` tries the same cases on older
 //! versions of onnxruntime.
 
@@ -18,7 +18,7 @@ use support::{Outcome, compile, oracle, python, tell};
 struct Case {
     name: String,
     fallback: String,
-    group: usize,
+    format: String,
 }
 
 #[derive(Deserialize)]
@@ -36,10 +36,9 @@ fn bodies_compute_the_closed_form_in_stock_onnxruntime() -> Outcome {
     oracle(&python, "bodies.py", &[Path::new("make"), place])?;
     let cases: Vec<Case> = serde_json::from_slice(&fs::read(place.join("cases.json"))?)?;
     for case in &cases {
-        let format = format!("w3g{}", case.group);
         let (model, output) = (place.join(format!("{}.onnx", case.name)), place.join(format!("{}.q.onnx", case.name)));
         let arguments =
-            ["--format", &format, "--head-format", &format, "--method", "rtn", "--fallback", &case.fallback];
+            ["--format", &case.format, "--head-format", &case.format, "--method", "rtn", "--fallback", &case.fallback];
         compile(&model, &output, &arguments).map_err(|error| format!("{}: {error}", case.name))?;
     }
     oracle(&python, "bodies.py", &[Path::new("expect"), place])?;
@@ -75,7 +74,7 @@ fn layer(folder: &Path, opset: i64) -> Result<std::path::PathBuf, Box<dyn std::e
 
 fn mbqc(model: &Path, output: &Path, arguments: &[&str]) -> std::io::Result<Output> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mbqc"));
-    command.arg(model).arg("-o").arg(output).args(["--method", "rtn", "--format", "w3g16"]).args(arguments).output()
+    command.arg(model).arg("-o").arg(output).args(["--method", "rtn"]).args(arguments).output()
 }
 
 #[test]
@@ -83,7 +82,7 @@ fn below_opset_14_codes_go_into_4_bit_containers_and_the_compiler_says_so() -> O
     let folder = tempfile::tempdir()?;
     for opset in [11, 13] {
         let output = folder.path().join("out.onnx");
-        let done = mbqc(&layer(folder.path(), opset)?, &output, &[])?;
+        let done = mbqc(&layer(folder.path(), opset)?, &output, &["--format", "w3g16"])?;
         let said = String::from_utf8_lossy(&done.stderr).into_owned();
         assert!(done.status.success(), "{said}");
         assert!(said.contains(&format!("opset {opset}")) && said.contains("--target ort"), "{said}");
@@ -99,10 +98,22 @@ fn below_opset_14_codes_go_into_4_bit_containers_and_the_compiler_says_so() -> O
 fn a_body_that_the_opset_cannot_express_is_refused_with_a_way_out() -> Outcome {
     let folder = tempfile::tempdir()?;
     let output = folder.path().join("out.onnx");
-    let done = mbqc(&layer(folder.path(), 18)?, &output, &["--fallback", "standard"])?;
+    let done = mbqc(&layer(folder.path(), 18)?, &output, &["--format", "w3g16", "--fallback", "standard"])?;
     let said = String::from_utf8_lossy(&done.stderr).into_owned();
     assert_eq!(done.status.code(), Some(1), "{said}");
     assert!(said.contains("needs opset 21") && said.contains("--target ort"), "{said}");
     assert!(!output.exists());
+    for format in ["w8a8", "w4a8"] {
+        let old = layer(folder.path(), 13)?;
+        let done = mbqc(&old, &output, &["--format", format])?;
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert_eq!(done.status.code(), Some(1), "{said}");
+        assert!(said.contains("needs opset 15") && said.contains("--fallback none"), "{said}");
+        assert!(!output.exists());
+        let done = mbqc(&old, &output, &["--format", format, "--fallback", "none"])?;
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        assert!(read(&output, &ReadOptions::default())?.model.functions.is_empty());
+        std::fs::remove_file(&output)?;
+    }
     Ok(())
 }

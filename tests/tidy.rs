@@ -9,7 +9,7 @@ use std::path::Path;
 
 use clap::Parser;
 use mbqc::cli::Cli;
-use mbqc_kernels::{FORMATS, GROUPS};
+use mbqc_kernels::{FORMATS, Format, GROUPS, Scheme};
 use mbqc_models::FAMILIES;
 use mbqc_passes::method::METHODS;
 use mbqc_passes::ops::{OPS, OpDef};
@@ -21,7 +21,7 @@ const GENERATED: &[&str] = &["src/onnx/proto.rs", "src/onnx/fields.rs"];
 /// Where code outside the language's guarantees may stand.
 const HOMES_OF_UNSAFE: &[&str] = &["kernels/", "src/onnx/map.rs"];
 /// Operators without samples: weights of a format cannot be generated like other inputs.
-const TESTED_WITH_THE_FORMATS: &[&str] = &["MatMulNBits", "MbqMatMulW3"];
+const TESTED_WITH_THE_FORMATS: &[&str] = &["MatMulNBits", "MbqMatMulW3", "MbqMatMulW4A8", "MbqMatMulW8A8"];
 /// Bytes of test data and sample model together.
 const DATA_LIMIT: u64 = 30_000_000;
 
@@ -139,7 +139,8 @@ fn names_in_the_lists_are_unique() {
 
 #[test]
 fn the_lists_are_in_order() {
-    assert!(FORMATS.is_sorted_by_key(|format| format.bits), "formats by bits");
+    let order = |format: &&Format| (format.scheme == Scheme::WeightActivation, format.bits);
+    assert!(FORMATS.is_sorted_by_key(order), "formats by what they quantize, then by bits");
     assert!(FORMATS.iter().all(|format| format.kernels[0].name == "reference"), "the reference kernel first");
     assert!(GROUPS.is_sorted(), "group sizes by size");
     assert!(METHODS.is_sorted_by_key(|method| method.needs_data()), "methods without data first");
@@ -192,10 +193,16 @@ fn formats_table() -> String {
         "| format | group sizes | bits per weight at g128 | op | what is stored |\n|---|---|---|---|---|\n".to_owned();
     for format in FORMATS {
         let f16_scale = 16;
-        let stored = f64::from(format.bits) + f64::from(f16_scale + format.zero_point_bits) / 128.0;
-        let (schema, groups) = (&format.schema, groups.join(", "));
+        let (groups, stored) = match format.scheme {
+            Scheme::WeightOnly => {
+                let stored = f64::from(format.bits) + f64::from(f16_scale + format.zero_point_bits) / 128.0;
+                (groups.join(", "), format!("{stored:.3}"))
+            }
+            Scheme::WeightActivation => ("-".to_owned(), format!("{}", format.bits)),
+        };
+        let schema = &format.schema;
         let (name, domain, op, about) = (format.name, schema.domain, schema.op, cell(format.about));
-        writeln!(text, "| `{name}` | {groups} | {stored:.3} | `{domain}::{op}` | {about} |").expect("a string");
+        writeln!(text, "| `{name}` | {groups} | {stored} | `{domain}::{op}` | {about} |").expect("a string");
     }
     text
 }

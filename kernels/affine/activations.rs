@@ -66,6 +66,23 @@ pub(crate) fn quantize_group(x: &[f32], levels: Levels, q: &mut [f32]) -> f32 {
     scale
 }
 
+/// The activations that a format with 8-bit activations multiplies: each row of `x: [rows, k]` rounded to 255 levels,
+/// `t * round(x / t)` with `t = max(max|x|, 1e-5) / 127`. A row that is not finite becomes NaN.
+///
+/// # Panics
+///
+/// If the length of `x` is no multiple of `k`.
+pub fn fake_quantize_tokens(x: &mut [f32], k: usize) {
+    assert!(k != 0 && x.len().is_multiple_of(k), "x is [rows, k]");
+    let mut q = vec![0.0; k];
+    for row in x.chunks_mut(k) {
+        let scale = quantize_group(row, Levels::Token, &mut q);
+        for (x, q) in row.iter_mut().zip(&q) {
+            *x = scale * q;
+        }
+    }
+}
+
 multiversion! {
     /// `max|x|`; infinite if one is NaN or infinite.
     pub(super) fn largest_magnitude(x: &[f32]) -> f32 {

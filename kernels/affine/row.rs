@@ -123,3 +123,10 @@ multiversion! {
         }
     }
 }
+
+/// An integer in `-128..128`, held as f32, as a byte in two's complement.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "the integer is in -128..128")]
+pub(crate) fn low_byte(x: f32) -> i8 {
+    (x + 12_582_912.0).to_bits() as i8
+}

@@ -2,41 +2,36 @@
 
 use super::activations::largest_magnitude;
 use super::row::{clamp, round};
-use super::{LEAST_RANGE, ScaleType};
+use super::{Codes, LEAST_RANGE, ScaleType};
 use crate::error::{Error, check_length, length};
 
-/// A weight as signed integers, one scale per output channel, no zero point.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SymmetricCodes {
-    /// Output channels.
-    pub n: usize,
-    /// Input channels.
-    pub k: usize,
-    /// Bits per code.
-    pub bits: u32,
-    /// `[n, k]`, each in `-2^(bits-1)..2^(bits-1)`.
-    pub codes: Vec<i8>,
-    /// `[n]`, positive.
-    pub scales: Vec<f32>,
-}
-
-/// `scale = max(max|w|, 1e-5) / (2^(bits-1) - 1)`, `q = clamp(round(w / scale), -2^(bits-1), 2^(bits-1) - 1)` for each row of
-/// `w: [n, k]`, with 2 to 8 bits. The same formula serves activations, a row per token.
+/// `scale = max(max|w|, 1e-5) / (2^(bits-1) - 1)`, `v = clamp(round(w / scale), -2^(bits-1), 2^(bits-1) - 1)` for each row of
+/// `w: [n, k]`, with 2 to 8 bits (MBQ reference code, `pseudo_quantize_tensor` without zero point).
+///
+/// They are answered as codes like any others: a group is a row, the zero point is `2^(bits-1)`, and the code is
+/// `v + 2^(bits-1)`.
 ///
 /// # Errors
 ///
 /// Wrong lengths, a bit width outside 2 to 8, a weight that is not finite, a scale that overflows its stored type.
-pub fn quantize_symmetric(w: &[f32], n: usize, k: usize, bits: u32, scale: ScaleType) -> Result<SymmetricCodes, Error> {
+pub fn quantize_symmetric(w: &[f32], n: usize, k: usize, bits: u32, scale: ScaleType) -> Result<Codes, Error> {
     if !(2..=8).contains(&bits) {
         return Err(Error::Bits { bits, least: 2 });
     }
     check_length("the weight", w.len(), length(&[n, k]))?;
-    let top = ((1i32 << (bits - 1)) - 1) as f32;
-    let mut out = SymmetricCodes { n, k, bits, codes: vec![0; n * k], scales: vec![scale.round(LEAST_RANGE / top); n] };
-    if k == 0 {
-        return Ok(out);
-    }
-    for (row, (w, q)) in w.chunks(k).zip(out.codes.chunks_mut(k)).enumerate() {
+    let zero = 1u8 << (bits - 1);
+    let top = f32::from(zero - 1);
+    let rows = if k == 0 { 0 } else { n };
+    let mut out = Codes {
+        n,
+        k,
+        group: k.max(1),
+        bits,
+        codes: vec![0; n * k],
+        scales: Vec::with_capacity(rows),
+        zero_points: vec![zero; rows],
+    };
+    for (row, (w, q)) in w.chunks(k.max(1)).zip(out.codes.chunks_mut(k.max(1))).enumerate() {
         let largest = largest_magnitude(w);
         if !largest.is_finite() {
             let column = w.iter().position(|w| !w.is_finite()).expect("some weight of the row is not finite");
@@ -47,29 +42,23 @@ pub fn quantize_symmetric(w: &[f32], n: usize, k: usize, bits: u32, scale: Scale
         if !stored.is_finite() {
             return Err(Error::ScaleOverflow { row, group: 0, scale: exact, stored: scale.name() });
         }
-        out.scales[row] = stored;
+        out.scales.push(stored);
         code_row(w, stored, top, q);
     }
     Ok(out)
 }
 
-/// `w^ = q * scale`: `[n, k]`.
-pub fn dequantize_symmetric(codes: &SymmetricCodes) -> Vec<f32> {
-    let rows = codes.codes.chunks(codes.k.max(1)).zip(&codes.scales);
-    rows.flat_map(|(row, &scale)| row.iter().map(move |&q| f32::from(q) * scale)).collect()
-}
-
 multiversion! {
-    fn code_row(w: &[f32], scale: f32, top: f32, codes: &mut [i8]) {
+    fn code_row(w: &[f32], scale: f32, top: f32, codes: &mut [u8]) {
         for (q, &w) in codes.iter_mut().zip(w) {
-            *q = to_signed_byte(clamp(round(w / scale), -top - 1.0, top));
+            *q = to_byte(clamp(round(w / scale), -top - 1.0, top) + top + 1.0);
         }
     }
 }
 
-/// An integer in `-128..128`, held as f32, as a byte in two's complement.
+/// An integer in `0..256`, held as f32, as a byte.
 #[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "the integer is in -128..128")]
-fn to_signed_byte(x: f32) -> i8 {
-    (x + 12_582_912.0).to_bits() as i8
+#[expect(clippy::cast_possible_truncation, reason = "the integer is in 0..256")]
+fn to_byte(x: f32) -> u8 {
+    (x + 8_388_608.0).to_bits() as u8
 }

@@ -82,8 +82,9 @@ fn hand_worked_vectors() {
 #[test]
 fn hand_worked_symmetric_vector() {
     let codes = quantize_symmetric(&[-0.875, 0.4375, 0.0625], 1, 3, 4, ScaleType::F32).expect("finite weights");
-    assert_eq!((codes.scales.as_slice(), codes.codes.as_slice()), ([0.125].as_slice(), [-7, 4, 0].as_slice()));
-    assert_eq!(dequantize_symmetric(&codes), [-0.875, 0.5, 0.0]);
+    assert_eq!((codes.scales.as_slice(), codes.codes.as_slice()), ([0.125].as_slice(), [1, 12, 8].as_slice()));
+    assert_eq!((codes.group, codes.zero_points.as_slice()), (3, [8].as_slice()));
+    assert_eq!(dequantize(&codes), [-0.875, 0.5, 0.0]);
 }
 
 #[test]
@@ -96,8 +97,8 @@ fn symmetric_codes_are_those_of_the_plain_formula() {
         for (row, w) in w.chunks(k).enumerate() {
             let largest = w.iter().fold(0.0f32, |a, b| a.max(b.abs()));
             assert_eq!(codes.scales[row], ScaleType::F16.round(largest.max(1e-5) / top));
-            let wanted: Vec<i8> =
-                w.iter().map(|w| (w / codes.scales[row]).round_ties_even().clamp(-top - 1.0, top) as i8).collect();
+            let signed = |w: &f32| (w / codes.scales[row]).round_ties_even().clamp(-top - 1.0, top) as i16;
+            let wanted: Vec<u8> = w.iter().map(|w| (signed(w) + (1 << (bits - 1))) as u8).collect();
             assert_eq!(codes.codes[row * k..(row + 1) * k], wanted, "{bits} bits, row {row}");
         }
     }
@@ -186,10 +187,7 @@ fn what_cannot_be_coded_is_named() {
                 ("quantize", quantize(&w, 3, 40, &wide).expect_err("a weight is not finite")),
                 ("fake_quantize", fake_quantize(&w, 3, 40, &wide).expect_err("a weight is not finite")),
                 ("search_range", search_range(&w, 3, 40, &wide).expect_err("a weight is not finite")),
-                (
-                    "symmetric",
-                    quantize_symmetric(&w, 3, 40, 4, ScaleType::F32).map(|_| ()).expect_err("a weight is not finite"),
-                ),
+                ("symmetric", quantize_symmetric(&w, 3, 40, 4, ScaleType::F32).expect_err("a weight is not finite")),
             ] {
                 let Error::NotFinite { row, column, value: found } = error else { panic!("{what}: {error}") };
                 assert_eq!((row, column, found.to_bits()), (place / 40, place % 40, value.to_bits()), "{what}");
@@ -222,7 +220,9 @@ fn empty_weights_have_empty_codes() {
     for (n, k) in [(0, 5), (5, 0), (0, 0)] {
         let codes = quantize(&[], n, k, &Rounding::new(3, 16)).expect("nothing to code");
         assert_eq!((codes.codes.len(), codes.scales.len()), (0, n * k.div_ceil(16)));
-        assert!(dequantize(&codes).is_empty());
+        let signed = quantize_symmetric(&[], n, k, 8, ScaleType::F32).expect("nothing to code");
+        assert_eq!(signed.check(), Ok(()));
+        assert!(dequantize(&codes).is_empty() && dequantize(&signed).is_empty());
         assert!(fake_quantize(&[], n, k, &Rounding::new(3, 16)).expect("nothing to code").is_empty());
     }
 }

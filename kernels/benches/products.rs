@@ -8,7 +8,7 @@ use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use mbqc_kernels::dense::convert::{FloatType, from_f32};
 use mbqc_kernels::dense::{Accumulate, Mat, gemm};
-use mbqc_kernels::{Epilogue, FORMATS, Format, Kernel, Pool, Product, Scales, Stored, read_all};
+use mbqc_kernels::{Epilogue, FORMATS, Format, Kernel, Pool, Product, Scales, Scheme, Stored, read_all};
 use std::fmt;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -62,7 +62,7 @@ impl fmt::Display for Case {
 fn cases(shapes: &[(usize, usize)], rows: &[usize]) -> Vec<Case> {
     let mut cases = Vec::new();
     for &format in FORMATS {
-        for kernel in &format.kernels[2..] {
+        for kernel in format.kernels.iter().filter(|kernel| kernel.name.starts_with("int")) {
             for &(k, n) in shapes {
                 for &rows in rows {
                     cases.extend([1, 2].map(|threads| Case { format, kernel, k, n, rows, threads }));
@@ -76,17 +76,18 @@ fn cases(shapes: &[(usize, usize)], rows: &[usize]) -> Vec<Case> {
 impl Case {
     fn time(&self, bencher: Bencher<'_, '_>) {
         let &Case { format, kernel, k, n, rows, threads } = self;
-        let groups = k / GROUP;
-        let weight = n * groups * (GROUP / 8 * format.bits as usize);
-        let zero_points = vec![0x11; n * (groups * format.zero_point_bits as usize).div_ceil(8)];
-        let scales = from_f32(FloatType::F16, &vec![0.01; n * groups]);
+        let group = if format.scheme == Scheme::WeightOnly { GROUP } else { k };
+        let shapes = format.shapes(n, k, group);
+        let [weight, scales] = [&shapes.b, &shapes.scales].map(|shape| shape.iter().product::<usize>());
+        let zero_points = shapes.zero_points.map(|shape| vec![0x11; shape.iter().product()]);
+        let scales = from_f32(FloatType::F16, &vec![0.01; scales]);
         let stored = |start: usize| Stored {
             n,
             k,
-            group: GROUP,
+            group,
             b: &bytes()[start..start + weight],
             scales: Scales::Bytes(FloatType::F16, &scales),
-            zero_points: Some(&zero_points),
+            zero_points: zero_points.as_deref(),
         };
         let x: Vec<f32> =
             bytes()[..4 * rows * k].iter().step_by(4).map(|&byte| f32::from(byte) / 128.0 - 1.0).collect();
@@ -96,7 +97,7 @@ impl Case {
         let mut y = vec![0.0; rows * n];
         bencher.counter(BytesCount::new(weight)).counter(ItemsCount::new(rows * n * k)).bench_local(|| {
             let start = next.fetch_add(1, Ordering::Relaxed) % (POOL_BYTES / weight) * weight;
-            let product = Product { x: &x, rows, w: stored(start), epilogue: Epilogue::default() };
+            let product = Product { x: (&x).into(), rows, w: stored(start), epilogue: Epilogue::default() };
             (kernel.run)(&product, &mut y, &pool).expect("lengths fit");
         });
     }
@@ -106,7 +107,7 @@ impl Case {
 fn check(format: &Format, kernel: &Kernel, x: &[f32], w: Stored<'_>, pool: &Pool) {
     let run = |kernel: &Kernel| {
         let mut y = vec![0.0; w.n];
-        let product = Product { x, rows: 1, w, epilogue: Epilogue::default() };
+        let product = Product { x: x.into(), rows: 1, w, epilogue: Epilogue::default() };
         (kernel.run)(&product, &mut y, pool).expect("lengths fit");
         y
     };

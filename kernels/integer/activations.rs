@@ -2,8 +2,9 @@
 
 use super::buffer::Buffer;
 use super::{Decode, Layout};
-use crate::affine::{Levels, is_uneven, quantize_group, quantize_rest};
+use crate::affine::{Levels, is_uneven, low_byte, quantize_group, quantize_rest};
 use crate::pool::Pool;
+use crate::tokens::Input;
 use std::any::TypeId;
 use std::cell::RefCell;
 
@@ -40,12 +41,12 @@ pub(crate) struct Activations {
 }
 
 impl Activations {
-    /// Rounds `x: [rows, k]`.
-    pub(crate) fn set<D: Decode>(&mut self, x: &[f32], rows: usize, layout: &Layout, levels: Levels, pool: &Pool) {
-        let groups = || x.chunks(layout.k.max(1)).flat_map(|x| x.chunks(layout.group.max(1)));
-        let limbs = match levels {
-            Levels::Int8 | Levels::Token => 1,
-            Levels::Int16 => 2 + usize::from(groups().any(is_uneven)),
+    /// Rounds `x: [rows, k]`, or takes what is rounded already.
+    pub(crate) fn set<D: Decode>(&mut self, x: Input<'_>, rows: usize, layout: &Layout, levels: Levels, pool: &Pool) {
+        let groups = |x: &[f32]| x.chunks(layout.k.max(1)).flat_map(|x| x.chunks(layout.group.max(1))).any(is_uneven);
+        let limbs = match (levels, x) {
+            (Levels::Int8 | Levels::Token, _) | (_, Input::Tokens(_)) => 1,
+            (Levels::Int16, Input::F32(x)) => 2 + usize::from(groups(x)),
         };
         self.lines = rows * limbs;
         self.limbs = limbs;
@@ -69,18 +70,22 @@ impl Activations {
         }
         let piece = ROWS_PER_PIECE * limbs;
         let order = &self.order;
-        let pieces = x
-            .chunks(ROWS_PER_PIECE * layout.k)
+        let pieces = (0..rows)
+            .step_by(ROWS_PER_PIECE)
             .zip(codes.chunks_mut(piece * self.line_stride))
             .zip(scales.chunks_mut(piece * self.group_stride))
             .zip(sums.chunks_mut(piece * self.group_stride))
             .zip(lane_scales.chunks_mut(piece * self.lane_stride))
             .zip(self.totals.chunks_mut(piece));
-        pool.for_each(pieces, |(((((x, codes), scales), sums), lane_scales), totals)| {
+        pool.for_each(pieces, |(((((first, codes), scales), sums), lane_scales), totals)| {
             let mut row = ROW.take();
-            for (i, x) in x.chunks(layout.k).enumerate() {
+            for i in 0..ROWS_PER_PIECE.min(rows - first) {
                 let line = i * limbs;
-                row.round(x, layout, levels, limbs);
+                let places = (first + i) * layout.k..(first + i + 1) * layout.k;
+                match x {
+                    Input::F32(x) => row.round(&x[places], layout, levels, limbs),
+                    Input::Tokens(tokens) => row.copy(&tokens.codes()[places], tokens.scales()[first + i], layout),
+                }
                 for limb in 0..limbs {
                     let line = line + limb;
                     let codes = &mut codes[line * self.line_stride..][..layout.tiles * layout.tile_weights()];
@@ -201,6 +206,18 @@ impl Row {
         }
     }
 
+    /// Takes what is rounded already.
+    fn copy(&mut self, codes: &[i8], scale: f32, layout: &Layout) {
+        let [own, ..] = &mut self.limbs;
+        own.clear();
+        own.extend_from_slice(codes);
+        own.resize(layout.tiles * layout.tile_weights(), 0);
+        self.scales[0].clear();
+        self.scales[0].resize(layout.groups, scale);
+        self.sums[0].clear();
+        self.sums[0].extend(codes.chunks(layout.group).map(|codes| scale * total(codes) as f32));
+    }
+
     /// A limb in the order of the tiles.
     fn arrange(&self, limb: usize, order: &[u32], out: &mut [i8]) {
         for (out, natural) in out.chunks_mut(order.len()).zip(self.limbs[limb].chunks(order.len())) {
@@ -251,11 +268,4 @@ multiversion! {
     fn total(codes: &[i8]) -> i32 {
         codes.iter().map(|&q| i32::from(q)).sum()
     }
-}
-
-/// An integer in `-128..128`, held as f32, as a byte in two's complement.
-#[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "the integer is in -128..128")]
-fn low_byte(x: f32) -> i8 {
-    (x + 12_582_912.0).to_bits() as i8
 }

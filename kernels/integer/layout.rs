@@ -4,6 +4,12 @@ use super::Decode;
 use crate::error::Error;
 use crate::format::{Format, Scales, Stored};
 
+/// Weights of a group: sums of as many integers of 16 bits are exact in f32, and sums of products in 32 bits.
+const MOST_GROUP: usize = 512;
+
+/// Input channels for which no length overflows.
+const MOST_CHANNELS: usize = u32::MAX as usize >> 4;
+
 /// How the rows of a weight are cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Layout {
@@ -37,9 +43,18 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// The layout of a weight in registers of `width` bytes, if groups and registers fit one another: groups are powers of
-    /// two whose codes fill whole lanes of 32 bits.
+    /// The layout of a weight in registers of `width` bytes, if groups and registers fit one another and no sum overflows:
+    /// groups are powers of two whose codes fill whole lanes of 32 bits, of at most [`MOST_GROUP`] weights; where a group
+    /// is a row, its sum is below 2^31.
     pub(crate) fn new<D: Decode>(k: usize, group: usize, width: usize) -> Option<Layout> {
+        let fits = if D::SIGNED {
+            k <= i32::MAX as usize >> (7 + D::BITS - 1)
+        } else {
+            k <= MOST_CHANNELS && group <= MOST_GROUP && group.is_power_of_two() && group >= 4 * D::REGISTERS
+        };
+        if !fits {
+            return None;
+        }
         let tile = D::weights(width);
         let tile_bytes = tile / 8 * D::BITS as usize;
         let (group, groups, row_bytes) = if D::SIGNED {
@@ -48,18 +63,12 @@ impl Layout {
             let groups = k.div_ceil(group);
             (group, groups, groups * (group / 8) * D::BITS as usize)
         };
-        let fits = if D::SIGNED {
-            // Sums of a whole row in 32 bits.
-            k <= i32::MAX as usize / (128 << D::BITS)
-        } else {
-            group.is_power_of_two() && group >= 4 * D::REGISTERS
-        };
         let (block_tiles, block_groups) = match D::SIGNED || group >= tile {
             true => (group.div_ceil(tile), 1),
             false => (1, tile / group),
         };
         let blocks = groups.div_ceil(block_groups);
-        fits.then(|| Layout {
+        Some(Layout {
             k,
             group,
             groups,
@@ -111,7 +120,8 @@ impl<'a> Weight<'a> {
     /// Checks lengths; `None` if this layout cannot be read in registers of `width` bytes.
     pub(crate) fn new<D: Decode>(format: &Format, w: &Stored<'a>, width: usize) -> Result<Option<Weight<'a>>, Error> {
         w.check(format)?;
-        debug_assert_eq!((format.bits, format.zero_point_bits), (D::BITS, D::ZERO_BITS), "{} is decoded", format.name);
+        let zero_bits = if D::SIGNED { 0 } else { D::ZERO_BITS };
+        debug_assert_eq!((format.bits, format.zero_point_bits), (D::BITS, zero_bits), "{} is decoded", format.name);
         Ok(Layout::new::<D>(w.k, w.group, width).map(|layout| Weight {
             layout,
             codes: w.b,

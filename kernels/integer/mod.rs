@@ -27,7 +27,7 @@ pub(crate) use layout::{Layout, Weight};
 
 use self::activations::Activations;
 use crate::affine::Levels;
-use crate::error::{Error, check_length, length};
+use crate::error::Error;
 use crate::format::{Format, Product};
 use crate::isa::isa;
 use crate::pool::Pool;
@@ -59,7 +59,7 @@ pub(crate) fn product<D: Decode>(
     pool: &Pool,
 ) -> Result<(), Error> {
     let &Product { x, rows, w, epilogue } = product;
-    check_length("x", x.len(), length(&[rows, w.k]))?;
+    x.check(rows, w.k)?;
     let isa = isa();
     let Some(weight) = Weight::new::<D>(format, &w, simd::width())? else {
         return Err(Error::Group { group: w.group });

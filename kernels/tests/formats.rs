@@ -6,10 +6,11 @@ use half::f16;
 use mbqc_kernels::affine::Codes;
 use mbqc_kernels::dense::convert::{FloatType, from_f32};
 use mbqc_kernels::{
-    Accuracy, Epilogue, FORMATS, Format, GROUPS, Kernel, Packed, Pool, Product, Scales, Stored, thirds_to_nibbles,
+    Accuracy, Epilogue, FORMATS, Format, GROUPS, Kernel, Packed, Pool, Product, Scales, Scheme, Shapes, Stored,
+    thirds_to_nibbles,
 };
 use proptest::prelude::*;
-use support::codes;
+use support::{codes, codes_of};
 
 /// onnxruntime's rule for `bits`-bit blobs, one bit at a time: bit j of element i is at bit `i * bits + j` of the block.
 fn bit_stream(values: &[u8], bits: usize) -> Vec<u8> {
@@ -25,11 +26,19 @@ fn bit_stream(values: &[u8], bits: usize) -> Vec<u8> {
 fn round_trip(format: &Format, codes: &Codes) -> Result<Packed, TestCaseError> {
     let Codes { n, k, group, bits, .. } = *codes;
     let packed = (format.pack)(codes);
-    let groups = k.div_ceil(group);
-    prop_assert_eq!(packed.b_dims, [n, groups, group * bits as usize / 8]);
-    prop_assert_eq!(packed.b.len(), packed.b_dims.iter().product::<usize>());
-    prop_assert_eq!(packed.zero_points.len(), packed.zp_dims.iter().product::<usize>());
-    prop_assert_eq!(packed.scale_dims, [n, groups]);
+    let (groups, bits) = (k.div_ceil(group), bits as usize);
+    prop_assert_eq!(&packed.shapes, &format.shapes(n, k, group));
+    let wanted = match format.scheme {
+        Scheme::WeightOnly => Shapes {
+            b: vec![n, groups, group * bits / 8],
+            scales: vec![n, groups],
+            zero_points: Some(vec![n, (groups * format.zero_point_bits as usize).div_ceil(8)]),
+        },
+        Scheme::WeightActivation => Shapes { b: vec![n, (k * bits).div_ceil(8)], scales: vec![n], zero_points: None },
+    };
+    prop_assert_eq!(&packed.shapes, &wanted);
+    prop_assert_eq!(packed.b.len(), wanted.b.iter().product::<usize>());
+    prop_assert_eq!(packed.zero_points.len(), wanted.zero_points.map_or(0, |shape| shape.iter().product::<usize>()));
     prop_assert_eq!(&(format.unpack)(&packed.stored(k, group)).expect("what was packed"), codes);
 
     let halves: Vec<f16> = codes.scales.iter().map(|&scale| f16::from_f32(scale)).collect();
@@ -64,12 +73,12 @@ proptest! {
         k in 1usize..700,
         seed in any::<u32>(),
     ) {
-        round_trip(format, &codes(n, k, group, format.bits, seed.into()))?;
+        round_trip(format, &codes_of(format, n, k, group, seed.into()))?;
     }
 
     #[test]
     fn stored_bytes_are_those_that_stock_runtimes_read(
-        format in prop::sample::select(FORMATS),
+        format in prop::sample::select(FORMATS).prop_filter("in groups", |f| f.scheme == Scheme::WeightOnly),
         group in prop::sample::select(GROUPS),
         n in 1usize..4,
         k in 1usize..400,
@@ -87,6 +96,23 @@ proptest! {
     }
 
     #[test]
+    fn signed_bytes_are_twos_complement(
+        format in prop::sample::select(FORMATS).prop_filter("signed", |f| f.scheme == Scheme::WeightActivation),
+        n in 1usize..4,
+        k in 1usize..400,
+        seed in any::<u32>(),
+    ) {
+        let codes = codes_of(format, n, k, 0, seed.into());
+        let packed = (format.pack)(&codes);
+        let zero = i16::from(codes.zero_points[0]);
+        let rows = codes.codes.chunks(k).map(|row| {
+            let signed = row.iter().map(|&code| (i16::from(code) - zero) as u8 & (u8::MAX >> (8 - format.bits)));
+            bit_stream(&signed.collect::<Vec<u8>>(), format.bits as usize)
+        });
+        prop_assert_eq!(packed.b, rows.flatten().collect::<Vec<u8>>());
+    }
+
+    #[test]
     fn any_bytes_are_answered(
         format in prop::sample::select(FORMATS),
         group in prop::sample::select(&[0usize, 1, 8, 12, 16, 128, usize::MAX - 7, 1 << 62][..]),
@@ -101,7 +127,7 @@ proptest! {
             prop_assert!(codes.check().is_ok());
         }
         for kernel in format.kernels {
-            let product = Product { x: &[1.0; 48], rows: 3, w: stored, epilogue: Epilogue::default() };
+            let product = Product { x: [1.0; 48][..].into(), rows: 3, w: stored, epilogue: Epilogue::default() };
             let _ = (kernel.run)(&product, &mut [0.0; 3], &Pool::single());
         }
     }
@@ -112,7 +138,7 @@ fn long_tails_survive_packing() {
     for format in FORMATS {
         for &group in GROUPS {
             for k in [group, 2 * group - 1, group + 1, 4304] {
-                let codes = codes(3, k, group, format.bits, k as u64);
+                let codes = codes_of(format, 3, k, group, k as u64);
                 round_trip(format, &codes).expect("a round trip");
             }
         }
@@ -121,15 +147,20 @@ fn long_tails_survive_packing() {
 
 #[test]
 fn the_list_is_in_order_and_described() {
-    assert!(FORMATS.windows(2).all(|pair| pair[0].bits < pair[1].bits));
+    let order = |format: &Format| (format.scheme == Scheme::WeightActivation, format.bits);
+    assert!(FORMATS.windows(2).all(|pair| order(pair[0]) < order(pair[1])));
     for format in FORMATS {
-        assert!(!format.about.is_empty() && format.name == format!("w{}", format.bits));
+        let activations = if format.scheme == Scheme::WeightActivation { "a8" } else { "" };
+        assert!(!format.about.is_empty() && format.name == format!("w{}{activations}", format.bits));
+        assert_eq!(format.schema.slot("zero_points").is_some(), format.zero_point_bits != 0);
         assert_eq!(format.kernels[0].name, "reference");
         assert!(format.kernels.iter().all(|kernel| !kernel.about.is_empty()));
         let by_accuracy = |pair: &[Kernel]| pair[0].accuracy <= pair[1].accuracy;
         assert!(format.kernels.windows(2).all(by_accuracy), "{}: the fastest kernel is the last", format.name);
         for accuracy in [Accuracy::Single, Accuracy::Int16, Accuracy::Int8] {
-            for (k, group) in [(128, 128), (7, 256), (4304, 32), (100, 24)] {
+            for (k, group) in
+                [(128, 128), (7, 256), (4304, 32), (100, 24), (4096, 1024), (usize::MAX, 16), (1, usize::MAX)]
+            {
                 let kernel = format.kernel(accuracy, k, group);
                 assert!((kernel.fits)(k, group) && kernel.accuracy <= accuracy);
             }
@@ -145,7 +176,8 @@ fn a_format_is_found_by_the_op_that_carries_it() {
         let found = Format::carried_by(schema.domain, schema.op, schema.bits.unwrap_or(4));
         assert_eq!(found.map(|found| found.name), Some(format.name));
         assert!(Format::carried_by("other", schema.op, 4).is_none());
-        assert_eq!((schema.slot("A"), schema.slot("zero_points"), schema.slot("axes")), (Some(0), Some(3), None));
+        let zeros = (format.scheme == Scheme::WeightOnly).then_some(3);
+        assert_eq!((schema.slot("A"), schema.slot("zero_points"), schema.slot("axes")), (Some(0), zeros, None));
     }
     assert!(Format::carried_by("com.microsoft", "MatMulNBits", 3).is_none());
 }

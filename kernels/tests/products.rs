@@ -3,11 +3,15 @@
 mod support;
 
 use mbqc_kernels::affine::Codes;
-use mbqc_kernels::{Accuracy, Epilogue, Error, FORMATS, Format, Isa, Kernel, Packed, Pool, Product, Spec, Stored};
-use support::{Random, codes};
+use mbqc_kernels::dense::{layer_norm, rms_norm};
+use mbqc_kernels::{
+    Accuracy, Epilogue, Error, FORMATS, Format, Input, Isa, Kernel, Packed, Pool, Product, Scheme, Spec, Stored, Tokens,
+};
+use support::{Random, codes, codes_of};
 
 /// What a case multiplies.
 struct Case {
+    scheme: Scheme,
     codes: Codes,
     packed: Packed,
     /// `[MOST_ROWS, k]`.
@@ -19,14 +23,14 @@ const MOST_ROWS: usize = 17;
 
 impl Case {
     fn new(format: &Format, n: usize, k: usize, group: usize, x: impl FnMut(usize) -> f32) -> Case {
-        let codes = codes(n, k, group, format.bits, (n * k + group) as u64);
+        let codes = codes_of(format, n, k, group, (n * k + group) as u64);
         let packed = (format.pack)(&codes);
-        Case { codes, packed, x: (0..MOST_ROWS * k).map(x).collect() }
+        Case { scheme: format.scheme, codes, packed, x: (0..MOST_ROWS * k).map(x).collect() }
     }
 
     fn product<'a>(&'a self, rows: usize, epilogue: Epilogue<'a>) -> Product<'a> {
         let (k, group) = (self.codes.k, self.codes.group);
-        Product { x: &self.x[..rows * k], rows, w: self.packed.stored(k, group), epilogue }
+        Product { x: self.x[..rows * k].into(), rows, w: self.packed.stored(k, group), epilogue }
     }
 
     /// What a kernel answers.
@@ -37,10 +41,20 @@ impl Case {
         y
     }
 
-    /// `sum_k s (q - z) x` of a row and a channel in f64, and how far a kernel may be from it.
+    /// `sum_k s (q - z) x` of a row and a channel in f64, and how far a kernel may be from it. Where activations are rounded
+    /// by the meaning of the product, x is what they become, and sums are exact.
     fn exact(&self, row: usize, channel: usize, accuracy: Accuracy) -> (f64, f64) {
         let Codes { k, group, .. } = self.codes;
         let x = &self.x[row * k..(row + 1) * k];
+        if self.scheme == Scheme::WeightActivation {
+            let largest = x.iter().fold(1e-5f32, |largest, x| largest.max(x.abs()));
+            let step = largest / 127.0;
+            let codes = &self.codes.codes[channel * k..(channel + 1) * k];
+            let zero = i64::from(self.codes.zero_points[channel]);
+            let terms = codes.iter().zip(x).map(|(&q, x)| (i64::from(q) - zero) * (x / step).round_ties_even() as i64);
+            let sum = terms.sum::<i64>() as f64 * f64::from(self.codes.scales[channel]) * f64::from(step);
+            return (sum, sum.abs() * 2.0 * f64::from(f32::EPSILON));
+        }
         let (mut sum, mut size, mut rounding) = (0.0, 0.0, 0.0);
         for (g, x) in x.chunks(group).enumerate() {
             let place = channel * self.codes.groups() + g;
@@ -78,11 +92,17 @@ impl Case {
     }
 }
 
+/// The group size of a format for which this one is asked.
+fn group_of(format: &Format, k: usize, group: usize) -> usize {
+    if format.scheme == Scheme::WeightOnly { group } else { k.max(1) }
+}
+
 /// Calls `f` for every format, kernel that fits the shape, and instruction set that this machine has.
 fn each(k: usize, group: usize, mut f: impl FnMut(&'static Format, &'static Kernel, &str)) {
     for format in FORMATS {
         for isa in Isa::available() {
             let walk = || {
+                let group = group_of(format, k, group);
                 for kernel in format.kernels.iter().filter(|kernel| (kernel.fits)(k, group)) {
                     f(format, kernel, &format!("{} {} by {isa}, k {k}, g {group}", format.name, kernel.name));
                 }
@@ -136,7 +156,7 @@ fn one_hot_rows_find_every_weight() {
                 let rows = if hot % 7 == 0 { MOST_ROWS } else { 1 };
                 let y = case.run(kernel, rows, Epilogue::default(), &pool);
                 for (channel, y) in y[..40].iter().enumerate() {
-                    let place = channel * case.codes.groups() + hot / group;
+                    let place = channel * case.codes.groups() + hot / case.codes.group;
                     let (q, z) = (case.codes.codes[channel * k + hot], case.codes.zero_points[place]);
                     let (q, z, s) = (f32::from(q), f32::from(z), case.codes.scales[place]);
                     // q and z times scales whose quotient was rounded, summed apart.
@@ -214,13 +234,13 @@ fn relative_errors_are_what_the_accuracies_promise() {
 /// amplify some channels. The others must not be lost beside it.
 #[test]
 fn outliers_do_not_drown_the_others() {
-    for format in FORMATS {
+    for format in FORMATS.iter().filter(|format| format.scheme == Scheme::WeightOnly) {
         let mut random = Random(17);
         let case = Case::new(format, 32, 1024, 128, |i| random.signed() * if i % 128 == 5 { 1000.0 } else { 1.0 });
         let mut quiet = Case::new(format, 32, 1024, 128, |_| 0.0);
         quiet.x.clone_from(&case.x);
         quiet.x.iter_mut().skip(5).step_by(128).for_each(|x| *x = 0.0);
-        let kernel = format.kernel(Accuracy::Int16, 1024, 128);
+        let kernel = format.kernel(Accuracy::Int16, 1024, case.codes.group);
         for rows in [1, 3, MOST_ROWS] {
             let (loud, quiet_y) =
                 [&case, &quiet].map(|case| case.run(kernel, rows, Epilogue::default(), &Pool::single())).into();
@@ -257,6 +277,82 @@ fn neither_threads_nor_other_rows_change_an_output() {
             assert_eq!(run(1, 1), run(7, 1)[..n], "{what}: a row alone and among others");
         }
     });
+}
+
+/// Activations that are rounded already are multiplied as they are, by every format.
+#[test]
+fn rounded_activations_are_not_rounded_again() {
+    let (n, k, group) = (35, 328, 64);
+    let pool = Pool::new(2);
+    each(k, group, |format, kernel, what| {
+        let mut case = Case::new(format, n, k, group, heavy_tailed(19));
+        let tokens = Tokens::new(&case.x, k, &pool);
+        let run = |x: Input<'_>, rows: usize| {
+            let mut y = vec![f32::NAN; rows * n];
+            let product = Product { x, ..case.product(rows, Epilogue::default()) };
+            (kernel.run)(&product, &mut y, &pool).expect("lengths fit");
+            y
+        };
+        let y = run((&tokens).into(), MOST_ROWS);
+        if format.scheme == Scheme::WeightActivation {
+            assert_eq!(y, run((&case.x).into(), MOST_ROWS), "{what}: rounded before or by the product");
+        }
+        if kernel.name.starts_with("int") {
+            let [few, some] = [3, 7].map(|rows| run((&Tokens::new(&case.x[..rows * k], k, &pool)).into(), rows));
+            assert_eq!(few, some[..3 * n], "{what}: rows among others");
+        }
+        case.x = tokens.to_f32();
+        for (i, &y) in y.iter().enumerate() {
+            let (wanted, tolerance) = case.exact(i / n, i % n, Accuracy::Single);
+            let error = (f64::from(y) - wanted).abs();
+            assert!(error <= tolerance, "{what}, output {i}: {y} for {wanted}, at most {tolerance:e} off");
+        }
+        let wrong = Tokens::new(&case.x[..2 * (k - 1)], k - 1, &pool);
+        let product = Product { x: (&wrong).into(), ..case.product(2, Epilogue::default()) };
+        let refused = (kernel.run)(&product, &mut vec![0.0; 2 * n], &pool);
+        assert!(matches!(refused, Err(Error::Length { .. })), "{what}: rows of another length");
+    });
+}
+
+#[test]
+fn norms_round_what_they_normalise() {
+    for (rows, k) in [(1, 1), (3, 64), (17, 333), (40, 16)] {
+        let mut random = Random(23);
+        let mut some = |count: usize| -> Vec<f32> { (0..count).map(|_| random.signed()).collect() };
+        let (mut x, gain, bias) = (some(rows * k), some(k), some(k));
+        x[..k].fill(0.0);
+        if rows > 2 {
+            x[2 * k] = f32::INFINITY;
+        }
+        let mut y = vec![0.0; rows * k];
+        for isa in Isa::available() {
+            for pool in [Pool::single(), Pool::new(3)] {
+                let answer = || {
+                    let rms = Tokens::of_rms_norm(&x, &gain, 1e-5, &pool);
+                    let layer = Tokens::of_layer_norm(&x, &gain, Some(&bias), 1e-5, &pool);
+                    (rms, layer)
+                };
+                let (rms, layer) = isa.with(answer).expect("it is available");
+                for (tokens, which) in [(rms, 0), (layer, 1)] {
+                    match which {
+                        0 => rms_norm(&x, &gain, 1e-5, &mut y),
+                        _ => layer_norm(&x, &gain, Some(&bias), 1e-5, &mut y),
+                    }
+                    assert_eq!((tokens.rows(), tokens.k()), (rows, k));
+                    for (row, y) in y.chunks(k).enumerate() {
+                        let codes = &tokens.codes()[row * k..(row + 1) * k];
+                        if y.iter().any(|y| !y.is_finite()) {
+                            assert!(tokens.scales()[row].is_nan() && codes.iter().all(|&p| p == 0));
+                            continue;
+                        }
+                        let scale = y.iter().fold(1e-5f32, |largest, y| largest.max(y.abs())) / 127.0;
+                        let wanted: Vec<i8> = y.iter().map(|y| (y / scale).round_ties_even() as i8).collect();
+                        assert_eq!((tokens.scales()[row], codes), (scale, &wanted[..]), "{isa}, {rows}x{k}, row {row}");
+                    }
+                }
+            }
+        }
+    }
 }
 
 #[test]
@@ -309,14 +405,16 @@ fn what_is_not_finite_stays_so() {
 fn kernels_name_what_does_not_fit() {
     for format in FORMATS {
         for group in [16, 32] {
-            let codes = codes(70, 32, group, format.bits, 1);
+            let group = group_of(format, 32, group);
+            let codes = codes_of(format, 70, 32, group, 1);
             let packed = (format.pack)(&codes);
             let stored = packed.stored(32, group);
             for kernel in format.kernels.iter().filter(|kernel| (kernel.fits)(32, group)) {
                 let run = |x: usize, w: Stored<'_>, bias: Option<usize>, y: usize| {
                     let bias = bias.map(|length| vec![0.0; length]);
                     let epilogue = Epilogue::bias(bias.as_deref());
-                    let product = Product { x: &vec![0.0; x], rows: 2, w, epilogue };
+                    let x = vec![0.0; x];
+                    let product = Product { x: (&x).into(), rows: 2, w, epilogue };
                     (kernel.run)(&product, &mut vec![0.0; y], &Pool::single())
                 };
                 let short = Stored { b: &packed.b[1..], ..stored };
@@ -332,12 +430,12 @@ fn kernels_name_what_does_not_fit() {
     for group in [16, 32] {
         let w3 = "w3g16".parse::<Spec>().expect("a format").format;
         let mut packed = (w3.pack)(&codes(70, 64, group, 3, 1));
-        let bytes = packed.zp_dims[1];
+        let bytes = packed.zero_points.len() / 70;
         packed.zero_points[66 * bytes] = 0x91;
         for kernel in w3.kernels.iter().filter(|kernel| (kernel.fits)(64, group)) {
             for rows in [2, MOST_ROWS] {
                 let (x, w) = (vec![0.0; rows * 64], packed.stored(64, group));
-                let product = Product { x: &x, rows, w, epilogue: Epilogue::default() };
+                let product = Product { x: (&x).into(), rows, w, epilogue: Epilogue::default() };
                 let error = (kernel.run)(&product, &mut vec![0.0; rows * 70], &Pool::new(2));
                 assert_eq!(error, Err(Error::ZeroPoint { row: 66, group: 1, value: 9, bits: 3 }), "{}", kernel.name);
             }
@@ -352,7 +450,7 @@ fn empty_products_are_the_bias() {
             let case = Case::new(format, n, k, 64, |_| 1.0);
             let bias = vec![2.0; n];
             let x = vec![1.0; rows * k];
-            let product = Product { x: &x, rows, ..case.product(0, Epilogue::bias(Some(&bias))) };
+            let product = Product { x: (&x).into(), rows, ..case.product(0, Epilogue::bias(Some(&bias))) };
             let mut y = vec![f32::NAN; rows * n];
             (kernel.run)(&product, &mut y, &Pool::new(2)).expect("lengths fit");
             assert!(k != 0 || y.iter().all(|&y| y == 2.0), "{what}: {y:?}");
@@ -364,17 +462,17 @@ fn empty_products_are_the_bias() {
 #[test]
 fn a_product_believes_no_sizes() {
     for format in FORMATS {
-        let packed = (format.pack)(&codes(3, 32, 32, format.bits, 1));
+        let packed = (format.pack)(&codes_of(format, 3, 32, 32, 1));
         let (pool, true_sizes) = (Pool::single(), packed.stored(32, 32));
         for accuracy in [Accuracy::Single, Accuracy::Int16, Accuracy::Int8] {
             let run = |rows, w, bias| {
-                let product = Product { x: &[1.0; 64], rows, w, epilogue: Epilogue::bias(bias) };
+                let product = Product { x: [1.0; 64][..].into(), rows, w, epilogue: Epilogue::bias(bias) };
                 format.product(&product, accuracy, &pool)
             };
             assert_eq!(run(2, true_sizes, Some(&[2.0; 3])).map(|y| y.len()), Ok(6));
             for false_sizes in [Stored { n: usize::MAX, ..true_sizes }, Stored { k: usize::MAX, ..true_sizes }] {
                 let refused = run(2, false_sizes, None);
-                assert!(matches!(refused, Err(Error::Length { what: "the packed codes", .. })), "{refused:?}");
+                assert!(matches!(refused, Err(Error::Length { what, .. }) if what != "x"), "{refused:?}");
             }
             let refused = run(usize::MAX, true_sizes, None);
             assert!(matches!(refused, Err(Error::Length { what: "x", .. })), "{refused:?}");

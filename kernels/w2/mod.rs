@@ -10,7 +10,7 @@ mod cpu;
 
 use crate::affine::Levels;
 use crate::error::Error;
-use crate::format::{Accuracy, Format, Kernel, Product};
+use crate::format::{Accuracy, Format, Kernel, Product, Scheme};
 use crate::pool::Pool;
 use crate::product::{self, kernels};
 use crate::{blocks, matmul_nbits};
@@ -19,6 +19,7 @@ use crate::{blocks, matmul_nbits};
 pub(crate) static FORMAT: Format = Format {
     name: "w2",
     about: "2-bit weights as onnxruntime stores them: four to a byte",
+    scheme: Scheme::WeightOnly,
     bits: 2,
     zero_point_bits: 2,
     pack: |codes| blocks::pack(&FORMAT, codes, |block, out| matmul_nbits::pack_bits(2, block, out)),

@@ -20,7 +20,7 @@ mod cpu;
 use crate::affine::Levels;
 use crate::blocks;
 use crate::error::{Error, check_length};
-use crate::format::{Accuracy, Format, Kernel, Product, Schema};
+use crate::format::{Accuracy, Format, Kernel, Product, Schema, Scheme};
 use crate::pool::Pool;
 use crate::product::{self, kernels};
 
@@ -28,6 +28,7 @@ use crate::product::{self, kernels};
 pub(crate) static FORMAT: Format = Format {
     name: "w3",
     about: "3-bit weights as thirds: eight to three bytes, one mask-and-shift away from 4-bit MatMulNBits",
+    scheme: Scheme::WeightOnly,
     bits: 3,
     zero_point_bits: 4,
     pack: |codes| blocks::pack(&FORMAT, codes, pack_block),
@@ -37,6 +38,7 @@ pub(crate) static FORMAT: Format = Format {
         op: "MbqMatMulW3",
         version: 1,
         inputs: &["A", "B", "scales", "zero_points?", "bias?"],
+        signed: false,
         bits: None,
         accuracy_level: 1,
     },

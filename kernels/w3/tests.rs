@@ -54,9 +54,9 @@ fn a_block_worked_by_hand() {
         zero_points: vec![5],
     };
     let packed = (FORMAT.pack)(&codes);
-    assert_eq!((packed.b.as_slice(), packed.b_dims), ([0x2d, 0x2d, 0x6c].as_slice(), [1, 1, 3]));
-    assert_eq!((packed.zero_points.as_slice(), packed.zp_dims), ([0x05].as_slice(), [1, 1]));
-    assert_eq!((packed.scales.as_slice(), packed.scale_dims), ([0.5].as_slice(), [1, 1]));
+    assert_eq!((packed.b.as_slice(), packed.shapes.b), ([0x2d, 0x2d, 0x6c].as_slice(), vec![1, 1, 3]));
+    assert_eq!((packed.zero_points.as_slice(), packed.shapes.zero_points), ([0x05].as_slice(), Some(vec![1, 1])));
+    assert_eq!((packed.scales.as_slice(), packed.shapes.scales), ([0.5].as_slice(), vec![1, 1]));
     assert_eq!(thirds_to_nibbles(&packed.b, 8).expect("a whole block"), [0x21, 0x43, 0x65, 0x07]);
 }
 

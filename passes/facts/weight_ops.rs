@@ -80,6 +80,8 @@ static WEIGHT_OPS: &[WeightOp] = &[
     row(MS, "QGemm",                        &[3],          DONE),
     row(MS, "QMoE",                         &[2, 5, 8],    DONE),
     row("ai.mbqc", "MbqMatMulW3",           &[1],          DONE),
+    row("ai.mbqc", "MbqMatMulW4A8",         &[1],          DONE),
+    row("ai.mbqc", "MbqMatMulW8A8",         &[1],          DONE),
 ];
 
 impl WeightOp {
@@ -165,4 +167,19 @@ pub(super) fn is_column(tensor: &Tensor) -> bool {
 /// At least two dimensions larger than one.
 pub(super) fn is_matrix(tensor: &Tensor) -> bool {
     tensor.dims.iter().filter(|&&d| d > 1).count() >= 2
+}
+
+#[cfg(test)]
+mod tests {
+    use super::WEIGHT_OPS;
+    use mbqc_kernels::FORMATS;
+
+    #[test]
+    fn what_carries_a_format_is_quantized() {
+        for schema in FORMATS.iter().map(|format| &format.schema) {
+            let row = WEIGHT_OPS.iter().find(|row| (row.domain, row.op) == (schema.domain, schema.op));
+            assert!(row.is_some_and(|row| row.is_quantized()), "{}", schema.op);
+            assert_eq!(schema.slot("B"), Some(1));
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! The ladder of candidate scales, and the search at one group.
 
-use mbqc_kernels::affine::{ScaleType, dequantize};
-use mbqc_kernels::{Pool, Spec};
+use mbqc_kernels::affine::{ScaleType, dequantize, fake_quantize_tokens};
+use mbqc_kernels::{Pool, Scheme, Spec};
 
 use crate::array::Array;
 use crate::facts::modality::Class;
@@ -116,7 +116,7 @@ impl Search<'_> {
                     .map(|(_, matrix, spec, scale)| self.candidate_weight(matrix, *spec, *scale, &s, &effect, pool))
                     .collect::<Result<Vec<_>, _>>()?;
                 let parts = over(pool, held.taps.len(), |i| {
-                    let output = self.evaluate(&way, &weights, &held.taps[i], effect.shift.as_deref())?;
+                    let output = self.evaluate(&way, &weights, &held.taps[i], Some(&effect))?;
                     self.compare(&held.references[i], &output, &self.classes[start + i])
                 });
                 for part in parts {
@@ -202,14 +202,25 @@ impl Search<'_> {
         Ok(held)
     }
 
-    /// The judged value of a sample under these weights. `shift` is added to every row of the group's input.
-    fn evaluate(&self, way: &Way, weights: &[Array], taps: &[Array], shift: Option<&[f32]>) -> Result<Array, Error> {
+    /// The judged value of a sample under these weights. A candidate's `effect` is what its scale does to the group's input:
+    /// where activations are quantized, too, they are divided as they will be and rounded; elsewhere the weights hold the
+    /// inverse, and only what rounded biases add is left to do.
+    fn evaluate(&self, way: &Way, weights: &[Array], taps: &[Array], effect: Option<&Effect>) -> Result<Array, Error> {
         let mut feeds: Feeds = self.feeds.iter().copied().zip(taps.iter().cloned()).collect();
-        if let Some(shift) = shift {
+        if let Some(Effect { inverse, shift }) = effect.filter(|e| e.shift.is_some() || self.rounds_activations()) {
             let input = &taps[0];
             let mut moved = input.as_f32().map_err(|e| Error::Internal(e.to_string()))?.to_vec();
-            for row in moved.chunks_mut(shift.len()) {
-                row.iter_mut().zip(shift).for_each(|(v, s)| *v += s);
+            let k = inverse.len();
+            if let Some(shift) = shift {
+                for row in moved.chunks_mut(k) {
+                    row.iter_mut().zip(shift).for_each(|(v, s)| *v += s);
+                }
+            }
+            if self.rounds_activations() {
+                for row in moved.chunks_mut(k) {
+                    row.iter_mut().zip(inverse).for_each(|(v, i)| *v *= i);
+                }
+                fake_quantize_tokens(&mut moved, k);
             }
             feeds.insert(self.feeds[0], Array::f32(input.shape.clone(), moved).with_dtype(input.dtype));
         }
@@ -223,8 +234,18 @@ impl Search<'_> {
         Array::f32(dims, matrix.as_stored(w)).with_dtype(matrix.weight.tensor.dtype)
     }
 
-    /// The weight as a candidate sees it: rounded under s as it will be written, with the inverse folded back so that
-    /// inputs stay unscaled.
+    /// Whether the group's layers quantize what they read ([`Search::mixed`] groups are not searched).
+    pub(super) fn rounds_activations(&self) -> bool {
+        self.weights.iter().any(|(_, _, spec, _)| spec.format.scheme == Scheme::WeightActivation)
+    }
+
+    /// Whether some of the group's layers quantize what they read, and others do not.
+    pub(super) fn mixed(&self) -> bool {
+        self.rounds_activations() && self.weights.iter().any(|(_, _, spec, _)| spec.format.scheme == Scheme::WeightOnly)
+    }
+
+    /// The weight as a candidate sees it: rounded under s as it will be written. Where activations stay floats, the inverse is
+    /// folded back so that inputs stay unscaled.
     fn candidate_weight(
         &self,
         matrix: &Matrix,
@@ -237,7 +258,7 @@ impl Search<'_> {
         let scaling = Scaling { columns: Some(s.to_vec()), ..Scaling::default() };
         let codes = matrix.quantize(&scaling, spec, self.method.round.rule(), scale, pool)?;
         let mut w = dequantize(&codes);
-        for row in w.chunks_mut(matrix.k) {
+        for row in w.chunks_mut(matrix.k).filter(|_| !self.rounds_activations()) {
             for (v, i) in row.iter_mut().zip(&effect.inverse) {
                 *v *= i;
             }

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use mbqc_kernels::Spec;
 use mbqc_kernels::affine::ScaleType;
+use mbqc_kernels::{Scheme, Spec};
 use serde_json::json;
 
 use crate::facts::fold::{Declined, Fold};
@@ -199,7 +199,11 @@ pub fn decide(request: &Request<'_>) -> Result<Prepared, Error> {
             n: site.n,
             k: site.k,
             format: chosen.spec.to_string(),
-            range: method.round.rule(),
+            // Symmetric codes have one range, that of the largest magnitude.
+            range: match chosen.spec.format.scheme {
+                Scheme::WeightOnly => method.round.rule(),
+                Scheme::WeightActivation => RangeRule::MinMax,
+            },
             scales: method.scales,
             group: group_of.get(&chosen.site).copied(),
         });

@@ -84,7 +84,7 @@ pub enum MaskShift {
 /// Where rho is taken from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Scheme {
+pub enum RhoScheme {
     /// Gradients at the value at which a group's error is judged, with a lower bound ([`Floor`]), as in the reference code.
     #[default]
     Reference,
@@ -132,7 +132,7 @@ pub struct Method {
     /// Which rows are answer rows.
     pub shift: MaskShift,
     /// Where rho is taken from.
-    pub scheme: Scheme,
+    pub scheme: RhoScheme,
     /// Lower bound of rho.
     pub floor: Floor,
     /// Precision of scales, and of the producers that absorb their inverse, while candidates are judged and codes made.
@@ -161,7 +161,7 @@ const PLAIN: Method = Method {
     judge: Judge::None,
     round: Round::Nearest,
     shift: MaskShift::Shifted,
-    scheme: Scheme::Reference,
+    scheme: RhoScheme::Reference,
     floor: Floor::None,
     scales: ScaleRule::Stored,
     unfolded: Unfolded::Leave,

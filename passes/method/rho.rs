@@ -7,30 +7,30 @@ use crate::facts::sites::{Survey, Tower};
 use crate::ir::ValueId;
 
 use super::measure::{ByClass, Sensitivity};
-use super::{Floor, Scheme};
+use super::{Floor, RhoScheme};
 
 /// rho of every group, from the sensitivities measured at judging points and layer outputs.
 ///
-/// [`Scheme::Reference`] takes mean |g| at the judging point, vision over answer, and bounds it below: `max(r, median)`, the
+/// [`RhoScheme::Reference`] takes mean |g| at the judging point, vision over answer, and bounds it below: `max(r, median)`, the
 /// median over the judging points of one kind. Only blocks of the text tower are bounded and counted, as in the reference
 /// code, which knows no others: at a head, whose vision rows are never judged, and in a vision tower, which has no answer
-/// rows, a ratio of decoder layers means nothing. [`Scheme::Paper`] takes mean |g| at the outputs of the group's own layers,
+/// rows, a ratio of decoder layers means nothing. [`RhoScheme::Paper`] takes mean |g| at the outputs of the group's own layers,
 /// without a bound.
 pub(super) fn rho(
     groups: &[Group],
     survey: &Survey,
     found: &HashMap<ValueId, Sensitivity>,
-    scheme: Scheme,
+    scheme: RhoScheme,
     floor: Floor,
 ) -> Vec<f64> {
     let abs = |value: ValueId| found.get(&value).map_or_else(ByClass::default, |s| s.abs);
     match scheme {
-        Scheme::Reference => {
+        RhoScheme::Reference => {
             let ratios: Vec<f64> = groups.iter().map(|g| ratio(abs(g.judge).vision, abs(g.judge).answer)).collect();
             let in_block: Vec<bool> = groups.iter().map(|group| is_text_block(group, survey)).collect();
             floored(groups, &ratios, &in_block, floor)
         }
-        Scheme::Paper => {
+        RhoScheme::Paper => {
             let sum = |group: &Group, of: fn(ByClass) -> f64| -> f64 {
                 group.sites.iter().map(|&site| of(abs(survey.sites[site].out))).sum()
             };

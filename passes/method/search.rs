@@ -167,7 +167,7 @@ impl Calibration<'_> {
             each.collect::<Option<_>>().ok_or_else(|| Error::Internal("a judging input was not computed".to_owned()))
         };
         let rows = |value: ValueId| self.trace.rows.get(&value).map(|(rows, _)| *rows);
-        Search {
+        let search = Search {
             runner: request.runner,
             model: request.model,
             method: request.method,
@@ -181,8 +181,41 @@ impl Calibration<'_> {
             weights,
             absorbers: Absorbers::of(graph, group, request.survey, &quantized, request.method.scales),
             held_bytes: request.held_bytes,
+        };
+        match search.rounds_activations().then(|| self.unrounded(&search, group)).flatten() {
+            Some(reason) => Ok(Err(reason)),
+            None => search.run(),
         }
-        .run()
+    }
+
+    /// Why the error of rounding a group's input cannot be told, if so.
+    fn unrounded(&self, search: &Search<'_>, group: &Group) -> Option<String> {
+        let graph = &self.request.model.graph;
+        let name = graph.name(group.input);
+        if search.mixed() {
+            return Some(format!(
+                "some layers that read `{name}` have formats with 8-bit activations, and some have not"
+            ));
+        }
+        if search.input_rows.is_none_or(|rows| rows.inner != group.k) {
+            return Some(format!(
+                "`{name}` is no sequence of rows of {} channels, each with a scale of its own",
+                group.k
+            ));
+        }
+        // Where constants absorb the inverse, nobody else reads the input.
+        if group.fold.as_ref().is_ok_and(|fold| !fold.mul) {
+            return None;
+        }
+        let layers = group.sites.iter().map(|&index| self.request.survey.sites[index].node);
+        let (layers, uses) = (layers.collect::<Vec<_>>(), graph.uses());
+        let other = uses.of(group.input).iter().map(|&(reader, _)| reader).find(|reader| !layers.contains(reader));
+        other.map(|other| {
+            let other = graph.label(other);
+            format!(
+                "`{other}` reads `{name}`, too: the error of rounding it to 8 bits for the layers cannot be told apart"
+            )
+        })
     }
 }
 

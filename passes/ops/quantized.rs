@@ -1,6 +1,6 @@
-//! Quantized linear layers: `com.microsoft::MatMulNBits` and `ai.mbqc::MbqMatMulW3`, through our kernels.
+//! Quantized linear layers, `com.microsoft::MatMulNBits` and the operators of `ai.mbqc`, through our kernels.
 
-use mbqc_kernels::{Accuracy, Epilogue, FORMATS, Format, Product, Scales, Stored};
+use mbqc_kernels::{Accuracy, Epilogue, FORMATS, Format, Product, Scales, Scheme, Spec, Stored};
 
 use super::{Call, Flow, FlowCall, OpDef, OpError, Rows, Vjp};
 use crate::array::{Array, Buf, Compute};
@@ -27,6 +27,26 @@ pub(super) const ROWS: &[OpDef] = &[
         vjp: Vjp::Stop("the weight is quantized"),
         samples: &[],
     },
+    OpDef {
+        name: "MbqMatMulW4A8",
+        domain: "ai.mbqc",
+        about: "Product of activations rounded to 8 bits, a scale per token row, with a weight of 4 bits, a scale per \
+                output channel.",
+        eval: product,
+        flow: Flow::Rule(keep_rows),
+        vjp: Vjp::Stop("the weight is quantized"),
+        samples: &[],
+    },
+    OpDef {
+        name: "MbqMatMulW8A8",
+        domain: "ai.mbqc",
+        about: "Product of activations rounded to 8 bits, a scale per token row, with a weight of 8 bits, a scale per \
+                output channel.",
+        eval: product,
+        flow: Flow::Rule(keep_rows),
+        vjp: Vjp::Stop("the weight is quantized"),
+        samples: &[],
+    },
 ];
 
 /// Rows stay where they are as long as they do not lie along the channels.
@@ -48,7 +68,7 @@ pub struct QuantizedLayer {
     pub k: usize,
     /// Output channels, at least 1.
     pub n: usize,
-    /// Weights per group along k, at least 1.
+    /// Weights per group along k, at least 1; k if a scale belongs to an output channel.
     pub group: usize,
     /// How closely the product must be computed: what the attribute `accuracy_level` allows.
     pub accuracy: Accuracy,
@@ -65,14 +85,28 @@ impl QuantizedLayer {
         let Some(format) = Format::carried_by(domain, op, bits) else {
             return Err(OpError::Unsupported(unknown(domain, op, bits)));
         };
+        let grouped = format.scheme == Scheme::WeightOnly;
         let size = |name: &str| {
             attribute(name).and_then(|v| usize::try_from(v).ok()).filter(|&v| v > 0).ok_or_else(|| {
                 let found = attribute(name).map_or("missing".to_owned(), |v| v.to_string());
-                OpError::Unsupported(format!("attribute {name} is {found}; K, N and block_size must be positive"))
+                let names = if grouped { "K, N and block_size" } else { "K and N" };
+                OpError::Unsupported(format!("attribute {name} is {found}; {names} must be positive"))
             })
         };
+        let (k, n) = (size("K")?, size("N")?);
+        let group = if grouped { size("block_size")? } else { k };
         let accuracy = Accuracy::of_level(attribute("accuracy_level").unwrap_or(0));
-        Ok(QuantizedLayer { format, k: size("K")?, n: size("N")?, group: size("block_size")?, accuracy })
+        Ok(QuantizedLayer { format, k, n, group, accuracy })
+    }
+
+    /// Format and group size.
+    pub fn spec(&self) -> Spec {
+        Spec { format: self.format, group: (self.format.scheme == Scheme::WeightOnly).then_some(self.group) }
+    }
+
+    /// The type of input B.
+    pub fn codes_type(&self) -> DType {
+        if self.format.schema.signed { DType::I8 } else { DType::U8 }
     }
 
     /// The rows of an input `A: [.., k]`.
@@ -120,8 +154,9 @@ fn product(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
     }
     let x = call.input(0)?;
     let rows = layer.rows(&x.shape)?;
-    let Buf::Bytes(codes) = &call.input(1)?.buf else {
-        return Err(OpError::Unsupported("input B must be uint8".into()));
+    let (b, wanted) = (call.input(1)?, layer.codes_type());
+    let (true, Buf::Bytes(codes)) = (b.dtype == wanted, &b.buf) else {
+        return Err(OpError::Unsupported(format!("input B has type {}, expected {wanted}", b.dtype)));
     };
     let zero_points = match optional("zero_points") {
         None => None,
@@ -135,7 +170,7 @@ fn product(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
     let (x_single, scales, bias) = (single(x), single(call.input(2)?), optional("bias").map(single));
     let bias = bias.as_ref().map(Array::as_f32).transpose()?;
     let weight = layer.stored(codes, Scales::F32(scales.as_f32()?), zero_points);
-    let product = Product { x: x_single.as_f32()?, rows, w: weight, epilogue: Epilogue::bias(bias) };
+    let product = Product { x: x_single.as_f32()?.into(), rows, w: weight, epilogue: Epilogue::bias(bias) };
     let y = layer.format.product(&product, layer.accuracy, call.pool).map_err(|e| OpError::Kernel(e.to_string()))?;
     let mut shape = x.shape.clone();
     if let Some(last) = shape.last_mut() {

@@ -1,7 +1,7 @@
 //! The driver on small models: what is searched, on what, and what is said of the rest.
 
 use std::cell::Cell;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use mbqc_kernels::Pool;
 use mbqc_passes::array::{Array, Compute};
@@ -9,8 +9,10 @@ use mbqc_passes::facts::modality::Class;
 use mbqc_passes::facts::sites::survey;
 use mbqc_passes::ir::{Model, ValueId, text};
 use mbqc_passes::method::driver::{Chosen, Error, Request};
-use mbqc_passes::method::{self, CalibrationSample, Method, Prepared, Round, Samples, Scheme, decide};
+use mbqc_passes::method::{self, CalibrationSample, Method, Prepared, RhoScheme, Round, Samples, decide};
 use mbqc_passes::plan::{GroupPlan, Plan};
+use mbqc_passes::rewrite::apply::{Accuracy, Options, Target, apply};
+use mbqc_passes::rewrite::fallback::Fallback;
 use mbqc_passes::run::{Feeds, Observer, RunError, Runner, Segment, Walk};
 
 const TOKENS: usize = 12;
@@ -128,6 +130,7 @@ impl Runner for Spy {
 struct Job<'a> {
     model: &'a Model,
     method: Method,
+    format: &'static str,
     threads: usize,
     held_bytes: usize,
 }
@@ -142,7 +145,8 @@ struct Ran {
 
 impl<'a> Job<'a> {
     fn new(model: &'a Model, method: &str) -> Job<'a> {
-        Job { model, method: method::find(method).expect("a method").clone(), threads: 2, held_bytes: usize::MAX }
+        let method = method::find(method).expect("a method").clone();
+        Job { model, method, format: "w3g16", threads: 2, held_bytes: usize::MAX }
     }
 
     fn run(&self, samples: &Made) -> Result<Ran, Error> {
@@ -150,7 +154,7 @@ impl<'a> Job<'a> {
         let walk = Walk::new(Pool::new(self.threads), Compute::F32);
         let spy = Spy { walk, logits, seen: Mutex::new((0, 0)) };
         let survey = survey(self.model)?;
-        let spec = "w3g16".parse().expect("a format");
+        let spec = self.format.parse().expect("a format");
         let sites = survey.sites.iter().enumerate().filter(|(_, site)| !site.head);
         let chosen = sites.map(|(site, _)| Chosen { site, spec }).collect();
         let search = Cell::new((0, 0));
@@ -295,7 +299,7 @@ fn the_paper_takes_rho_at_the_layers() {
     let samples = Made::new(&model);
     let mut job = Job::new(&model, "mbq");
     let reference = job.run(&samples).expect("a plan").prepared;
-    job.method.scheme = Scheme::Paper;
+    job.method.scheme = RhoScheme::Paper;
     let paper = job.run(&samples).expect("a plan").prepared;
     let at = |name: &str| paper.sensitivities.iter().find(|(n, _)| n == name).expect("measured").1.abs;
     let ratio = |name: &str| Some(at(name).vision / at(name).answer);
@@ -303,4 +307,60 @@ fn the_paper_takes_rho_at_the_layers() {
     assert!(group(&reference.plan, "normed").rho >= ratio("down"), "where it is judged, or the median");
     assert_ne!(group(&paper.plan, "normed").rho, group(&reference.plan, "normed").rho);
     assert_eq!(paper.sensitivities, reference.sensitivities);
+}
+
+/// The loss of a candidate that rounds activations is the error of the graph that is written with it: of the one group, judged
+/// where the search judges it.
+#[test]
+fn candidates_with_rounded_activations_are_what_is_written() {
+    let model = model(MODEL);
+    let samples = Made::new(&model);
+    let walk = Walk::new(Pool::single(), Compute::F32);
+    let judged = |model: &Model| -> Vec<f64> {
+        let (x, down) = (model.graph.find("x").expect("x"), model.graph.find("down").expect("down"));
+        let segment = walk.prepare(model, &[x], &[down]).expect("a segment");
+        let run = |index| {
+            let CalibrationSample { mut feeds, .. } = samples.sample(index).expect("a sample");
+            let feeds = Feeds::from([(x, feeds.remove(&samples.input).expect("x"))]);
+            walk.run(model, &segment, feeds, None).expect("it runs")[0].to_f64s()
+        };
+        (0..samples.count).flat_map(run).collect()
+    };
+    let float = judged(&model);
+    for format in ["w4a8", "w8a8"] {
+        let plan = Job { format, ..Job::new(&model, "awq") }.run(&samples).expect("a plan").prepared.plan;
+        let searched = group(&plan, "normed").clone();
+        let step = (searched.exponent.expect("a scale") * 20.0).round() as usize;
+        for (step, scale) in [(0, Vec::new()), (step, searched.scale.clone())] {
+            let mut alone = plan.clone();
+            alone.recipes.retain(|recipe| recipe.weight == "w_up");
+            for group in &mut alone.groups {
+                group.scale = if group.input == "normed" { scale.clone() } else { Vec::new() };
+            }
+            let options = Options { target: Target::Mbqc, fallback: Fallback::None, accuracy: Accuracy::Exact };
+            let survey = survey(&model).expect("a survey");
+            let written = apply(&model, &survey, &alone, &options, &Arc::new(Pool::single())).expect("it applies");
+            let error: f64 = judged(&written).iter().zip(&float).map(|(a, b)| (a - b).powi(2)).sum();
+            let loss = searched.losses[step].expect("a loss");
+            assert!((error / loss - 1.0).abs() < 0.02, "{format}, exponent {step}/20: {loss} is told, {error} it is");
+        }
+        let weights_alone = Job { format: "w8g16", ..Job::new(&model, "awq") };
+        let weights_alone = weights_alone.run(&samples).expect("a plan").prepared.plan;
+        assert!(group(&weights_alone, "normed").losses[0] < searched.losses[0], "rounded activations add to the error");
+    }
+}
+
+/// Behind a `Mul` of their own the layers round what only they read; a residual that reads the same value keeps it, and what
+/// rounding it does cannot be seen from where both come together.
+#[test]
+fn rounded_activations_that_others_read_are_not_judged() {
+    let model = model(&MODEL.replace("h2 = Add(h1, down)", "h2 = Add(normed, down)"));
+    let samples = Made::new(&model);
+    let declined = |format| {
+        let plan = Job { format, ..Job::new(&model, "mbq") }.run(&samples).expect("a plan").prepared.plan;
+        group(&plan, "normed").declined.clone()
+    };
+    let reason = declined("w8a8").expect("a reason");
+    assert!(reason.contains("reads `normed`, too") && reason.contains("8 bits"), "{reason}");
+    assert_eq!(declined("w3g16"), None);
 }

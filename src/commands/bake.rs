@@ -97,7 +97,13 @@ fn bake_layers(model: &Model, file: &Path) -> Result<(Model, usize), Error> {
         }
     }
     result.functions.retain(|f| !(f.domain == "ai.mbqc" && f.name == "MbqMatMulW3"));
-    result.opsets.retain(|(domain, _)| domain != "ai.mbqc");
+    // Layers of other formats may stay.
+    let of_ours = |path: &GraphPath| {
+        result.graph_at(path).is_some_and(|graph| graph.nodes().any(|(_, node)| node.domain == "ai.mbqc"))
+    };
+    if !result.graph_paths().iter().any(of_ours) {
+        result.opsets.retain(|(domain, _)| domain != "ai.mbqc");
+    }
     result.import("com.microsoft", 1);
     Ok((result, count))
 }

@@ -150,10 +150,11 @@ fn layer(model: &Model, path: &GraphPath, graph: &Graph, node: &Node, name: Stri
     let (codes, scales) = (required("B")?, required("scales")?);
     let scale_type = float_type(scales.dtype).ok_or_else(|| format!("scales of type {}", scales.dtype))?;
     let zero_points = part("zero_points")?.map(load).transpose()?;
+    let (codes, scales) = (load(codes)?, load(scales)?);
+    let stored = layer.stored(&codes, Scales::Bytes(scale_type, &scales), zero_points.as_deref());
+    stored.check(layer.format).map_err(|error| error.to_string())?;
     let kernel = layer.format.kernel(layer.accuracy, layer.k, layer.group);
-    let layer = Layer { name, layer, kernel, codes: load(codes)?, scales: load(scales)?, scale_type, zero_points };
-    layer.stored().check(layer.layer.format).map_err(|error| error.to_string())?;
-    Ok(layer)
+    Ok(Layer { name, layer, kernel, codes, scales, scale_type, zero_points })
 }
 
 /// Bytes per second that all threads together read from memory: the best of a few times.
@@ -181,7 +182,7 @@ fn series<'a>(layers: &'a [Layer], rows: usize, request: &BenchRequest, pool: &P
     while times[0].len() <= LEAST_PASSES || begin.elapsed().as_secs_f64() < request.seconds {
         for (layer, times) in layers.iter().zip(&mut times) {
             let QuantizedLayer { n, k, .. } = layer.layer;
-            let product = Product { x: &x[..rows * k], rows, w: layer.stored(), epilogue: Epilogue::default() };
+            let product = Product { x: x[..rows * k].into(), rows, w: layer.stored(), epilogue: Epilogue::default() };
             let start = Instant::now();
             let done = (layer.kernel.run)(&product, &mut y[..rows * n], pool);
             times.push(start.elapsed());
@@ -206,7 +207,7 @@ fn document(timings: &[Timing<'_>], left: &[String], weights: usize, bandwidth: 
         let (bytes, seconds) = (timing.layer.moved(timing.rows), timing.median.as_secs_f64());
         json!({
             "node": name,
-            "format": format!("{}g{}", layer.format.name, layer.group),
+            "format": layer.spec().to_string(),
             "kernel": kernel.name,
             "k": layer.k,
             "n": layer.n,
@@ -273,7 +274,7 @@ fn table(timings: &[Timing<'_>], weights: usize, bandwidth: f64, pool: &Pool) ->
                 (timing.rows * layer.k * layer.n) as f64,
                 timing.median.as_secs_f64(),
             );
-            let format = format!("{}g{}", layer.format.name, layer.group);
+            let format = layer.spec().to_string();
             let size = [layer.k.to_string(), layer.n.to_string()];
             lines.push(row(name, &format, kernel.name, size, timing.rows, own.0, own.1, own.2));
             bytes += own.0;

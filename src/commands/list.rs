@@ -2,9 +2,9 @@
 
 use std::fmt::Write;
 
-use mbqc_kernels::{FORMATS, GROUPS, Spec};
+use mbqc_kernels::{FORMATS, Format, GROUPS, Scheme, Spec};
 use mbqc_models::FAMILIES;
-use mbqc_passes::method::{Floor, Judge, METHODS, MaskShift, Method, Round, Rows, Scheme, Transforms, Unfolded};
+use mbqc_passes::method::{Floor, Judge, METHODS, MaskShift, Method, RhoScheme, Round, Rows, Transforms, Unfolded};
 use mbqc_passes::ops::{OPS, OpDef, Vjp};
 use mbqc_passes::plan::ScaleRule;
 
@@ -38,9 +38,8 @@ pub fn table(what: ListArg) -> String {
             }
         }
         ListArg::Formats => {
-            let groups: Vec<String> = GROUPS.iter().map(usize::to_string).collect();
             for format in FORMATS {
-                let _ = writeln!(text, "{}g{{{}}}  {}", format.name, groups.join(","), format.about);
+                let _ = writeln!(text, "{:<22} {}", format!("{}{}", format.name, groups(format)), format.about);
             }
         }
         ListArg::Methods => {
@@ -56,6 +55,15 @@ pub fn table(what: ListArg) -> String {
         }
     }
     text
+}
+
+/// What follows a format's name on a command line: `g{16,32,64,128,256}`, or nothing.
+fn groups(format: &Format) -> String {
+    let sizes: Vec<String> = GROUPS.iter().map(usize::to_string).collect();
+    match format.scheme {
+        Scheme::WeightOnly => format!("g{{{}}}", sizes.join(",")),
+        Scheme::WeightActivation => String::new(),
+    }
 }
 
 fn qualified(op: &OpDef) -> String {
@@ -96,18 +104,24 @@ fn entries(is: impl Fn(&str) -> bool, name: &str) -> Vec<String> {
     let spec = name.to_ascii_lowercase().parse::<Spec>();
     for format in FORMATS.iter().filter(|f| is(f.name) || spec.as_ref().is_ok_and(|spec| spec.format.name == f.name)) {
         let schema = &format.schema;
-        let groups: Vec<String> = GROUPS.iter().map(usize::to_string).collect();
-        let group = spec.as_ref().map_or(128, |spec| spec.group);
-        // A scale of 16 bits and a zero point to every group.
-        let bits = f64::from(format.bits) + f64::from(16 + format.zero_point_bits) / group as f64;
+        let sizes = match format.scheme {
+            Scheme::WeightOnly => {
+                let groups: Vec<String> = GROUPS.iter().map(usize::to_string).collect();
+                let group = spec.as_ref().ok().and_then(|spec| spec.group).unwrap_or(128);
+                // A scale of 16 bits and a zero point to every group.
+                let bits = f64::from(format.bits) + f64::from(16 + format.zero_point_bits) / group as f64;
+                let groups = groups.join(", ");
+                format!("Group sizes {groups}; {bits:.3} bits per weight with groups of {group} and f16 scales.")
+            }
+            Scheme::WeightActivation => format!(
+                "{} bits per weight, and a scale per output channel. Activations are rounded when the model runs: nothing of \
+                 them is stored.",
+                format.bits
+            ),
+        };
         found.push(format!(
-            "format {}\n\n{}\nCarried by {}::{}. Group sizes {}; {bits:.3} bits per weight with groups of {group} and f16 \
-             scales.",
-            format.name,
-            format.about,
-            schema.domain,
-            schema.op,
-            groups.join(", ")
+            "format {}\n\n{}\nCarried by {}::{}. {sizes}",
+            format.name, format.about, schema.domain, schema.op,
         ));
     }
     for method in METHODS.iter().filter(|m| is(m.name)) {
@@ -158,8 +172,8 @@ fn choices(method: &Method) -> Vec<String> {
             MaskShift::Unshifted => "answer rows are those that carry an answer token (--answer-rows)".to_owned(),
         });
         all.push(match method.scheme {
-            Scheme::Reference => "rho is measured where a group's error is judged (--rho)".to_owned(),
-            Scheme::Paper => "rho is measured at the outputs of a group's layers (--rho)".to_owned(),
+            RhoScheme::Reference => "rho is measured where a group's error is judged (--rho)".to_owned(),
+            RhoScheme::Paper => "rho is measured at the outputs of a group's layers (--rho)".to_owned(),
         });
         all.push(match method.floor {
             Floor::None => "rho is taken as measured (--floor)".to_owned(),

@@ -13,8 +13,8 @@
 //! # }
 //! ```
 //!
-//! The ops are `ai.mbqc::MbqMatMulW3` and `com.microsoft::MatMulNBits` of 2, 4 and 8 bits, in groups of any multiple of 8;
-//! the second takes the place of tract's own, which refuses 8 bits and unpacks 4 bits in groups other than of 32 to f32.
+//! The ops are those of `ai.mbqc`, and `com.microsoft::MatMulNBits` of 2, 4 and 8 bits, in groups of any multiple of 8;
+//! the latter takes the place of tract's own, which refuses 8 bits and unpacks 4 bits in groups other than of 32 to f32.
 //! Weights stay tensors of the stored bytes; a product reads them as they are, on the calling thread, and gives what our
 //! own evaluator gives. In graphs of half precision the two differ by roundings: tract
 //! keeps values between operators in f16, the evaluator in f32. Which other operators run, tract decides: nothing else is
@@ -146,7 +146,7 @@ impl Product {
             DatumType::F16 => Scales::F16(scales.as_slice()?),
             _ => Scales::F32(scales.as_slice()?),
         };
-        let bytes = |tensor: &'a Tensor| tensor.try_as_plain_ram()?.as_slice::<u8>();
+        let bytes = |tensor: &'a Tensor| TractResult::Ok(tensor.try_as_plain_ram()?.as_bytes());
         let zero_points = zero_points.flatten().map(bytes).transpose()?;
         Ok(Some(self.layer.stored(bytes(b)?, scales, zero_points)))
     }
@@ -155,7 +155,9 @@ impl Product {
     fn typed_inputs(&self) -> impl Iterator<Item = (usize, &'static str, &'static [DatumType])> {
         const FLOATS: &[DatumType] = &[DatumType::F32, DatumType::F16];
         const BYTES: &[DatumType] = &[DatumType::U8];
-        let required = [(0, "A", FLOATS), (1, "B", BYTES), (2, "scales", FLOATS)];
+        const SIGNED: &[DatumType] = &[DatumType::I8];
+        let codes = if self.layer.format.schema.signed { SIGNED } else { BYTES };
+        let required = [(0, "A", FLOATS), (1, "B", codes), (2, "scales", FLOATS)];
         let zero_points = self.zero_points.map(|place| (place, "zero_points", BYTES));
         required.into_iter().chain(zero_points).chain(self.bias.map(|place| (place, "bias", FLOATS)))
     }
@@ -198,8 +200,8 @@ impl Op for Product {
     }
 
     fn info(&self) -> TractResult<Vec<String>> {
-        let QuantizedLayer { format, k, n, group, .. } = self.layer;
-        Ok(vec![format!("{}g{group} k: {k} n: {n}", format.name)])
+        let QuantizedLayer { k, n, .. } = self.layer;
+        Ok(vec![format!("{} k: {k} n: {n}", self.layer.spec())])
     }
 
     op_as_typed_op!();
@@ -216,7 +218,7 @@ impl EvalOp for Product {
         let bias = self.bias.map(|place| inputs[place].cast_to::<f32>()).transpose()?;
         let bias = bias.as_ref().map(|bias| bias.try_as_plain_ram()?.as_slice::<f32>()).transpose()?;
         let single = single.try_as_plain_ram()?.as_slice::<f32>()?;
-        let product = kernels::Product { x: single, rows, w: weight, epilogue: Epilogue::bias(bias) };
+        let product = kernels::Product { x: single.into(), rows, w: weight, epilogue: Epilogue::bias(bias) };
         let y = self.layer.format.product(&product, self.layer.accuracy, &Pool::single())?;
         let mut shape: TVec<usize> = x.shape().into();
         if let Some(last) = shape.last_mut() {

@@ -5,11 +5,11 @@ use std::path::Path;
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
 use indexmap::IndexMap;
-use mbqc_kernels::Spec;
+use mbqc_kernels::{Scheme, Spec};
 use mbqc_passes::facts::sites::{Survey, Tower};
 use mbqc_passes::ir::Model;
 use mbqc_passes::method::driver::Chosen;
-use mbqc_passes::method::{self, Floor, MaskShift, Method, Round, Scheme, Unfolded};
+use mbqc_passes::method::{self, Floor, MaskShift, Method, RhoScheme, Round, Unfolded};
 use mbqc_passes::plan::{ScaleRule, SkipKind, Skipped};
 use mbqc_passes::rewrite::apply::can_apply;
 use serde_json::json;
@@ -19,39 +19,60 @@ use crate::cli::{AnswerRowsArg, Common, Compile, FloorArg, RangeArg, RhoArg, Sca
 use crate::report::print;
 use crate::report::progress::Progress;
 
-/// Those of the options in [`tell_idle_options`] that speak of gradients.
-const OF_GRADIENTS: std::ops::Range<usize> = 5..8;
-
 /// Tells which options have no effect, because nothing they speak of happens.
 pub(super) fn tell_idle_options(options: &Compile, method: &Method, progress: &Progress) {
     let switches = &options.switches;
+    // Name, whether it was given, and whether it speaks of gradients.
     let of_data = [
-        ("--calib", options.calib.is_some()),
-        ("--samples", options.samples.is_some()),
-        ("--search-samples", options.search_samples.is_some()),
-        ("--image-token-id", options.image_token_id.is_some()),
-        ("--logits", options.logits.is_some()),
-        ("--answer-rows", switches.answer_rows.is_some()),
-        ("--rho", switches.rho.is_some()),
-        ("--floor", switches.floor.is_some()),
-        ("--half-casts", switches.half_casts.is_some()),
-        ("--unfolded", switches.unfolded.is_some()),
+        ("--calib", options.calib.is_some(), false),
+        ("--samples", options.samples.is_some(), false),
+        ("--search-samples", options.search_samples.is_some(), false),
+        ("--image-token-id", options.image_token_id.is_some(), false),
+        ("--logits", options.logits.is_some(), false),
+        ("--answer-rows", switches.answer_rows.is_some(), true),
+        ("--rho", switches.rho.is_some(), true),
+        ("--floor", switches.floor.is_some(), true),
+        ("--half-casts", switches.half_casts.is_some(), false),
+        ("--unfolded", switches.unfolded.is_some(), false),
     ];
-    let of_gradients = &of_data[OF_GRADIENTS];
-    let (all, why): (&[(&str, bool)], &str) = match (method.needs_data(), method.needs_gradients()) {
-        (false, _) => (&of_data, "uses no calibration data"),
-        (true, false) => (of_gradients, "counts all rows alike"),
-        (true, true) => (&[], ""),
-    };
-    let idle: Vec<&str> = all.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
+    let why = if method.needs_data() { "counts all rows alike" } else { "uses no calibration data" };
+    let has_effect = |of_gradients: bool| method.needs_data() && (!of_gradients || method.needs_gradients());
+    let idle = of_data.iter().filter(|&&(_, given, of_gradients)| given && !has_effect(of_gradients));
+    let idle: Vec<&str> = idle.map(|(name, ..)| *name).collect();
     if !idle.is_empty() {
         progress.warn(&format!("without effect, because method {} {why}: {}", method.name, idle.join(", ")));
     }
-    let w3 =
-        [&options.format, &options.vision_format, &options.head_format].iter().any(|format| format.starts_with("w3"));
-    if options.emit.fallback.is_some() && (options.emit.target == TargetArg::Ort || !w3) {
-        let why = if w3 { "--target ort writes" } else { "these formats need" };
+    let formats = [&options.format, &options.vision_format, &options.head_format];
+    let specs: Vec<Spec> = formats.into_iter().filter_map(|format| format.parse().ok()).collect();
+    let ours = specs.iter().any(|spec| spec.format.schema.domain == "ai.mbqc");
+    if options.emit.fallback.is_some() && (options.emit.target == TargetArg::Ort || !ours) {
+        let why = if ours { "--target ort writes" } else { "these formats need" };
         progress.warn(&format!("without effect, because {why} no operator with a body: --fallback"));
+    }
+    if !specs.is_empty() && specs.iter().all(|spec| spec.format.scheme == Scheme::WeightActivation) {
+        let switches = [
+            ("--range", options.switches.range.is_some()),
+            ("--method range", options.method.as_deref() == Some("range")),
+        ];
+        let idle: Vec<&str> = switches.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
+        if !idle.is_empty() {
+            let names = idle.join(", ");
+            progress.warn(&format!(
+                "without effect, because these formats are symmetric and their range is that of the largest weight: {names}"
+            ));
+        }
+    }
+}
+
+/// Refuses formats that the target cannot carry.
+fn check_target(options: &Compile, specs: &[Option<Spec>]) -> Result<(), Error> {
+    let impossible = |spec: &&Spec| spec.format.scheme == Scheme::WeightActivation;
+    match specs.iter().flatten().find(impossible) {
+        Some(spec) if options.emit.target == TargetArg::Ort => Err(Error::Usage(format!(
+            "--target ort: no operator of onnxruntime carries `{spec}`; leave the target out: a body of standard operators goes \
+             with the model, which onnxruntime executes"
+        ))),
+        _ => Ok(()),
     }
 }
 
@@ -83,8 +104,8 @@ pub(super) fn pick_method(options: &Compile, progress: &Progress) -> Result<Meth
     }
     if let Some(scheme) = switches.rho {
         method.scheme = match scheme {
-            RhoArg::Reference => Scheme::Reference,
-            RhoArg::Paper => Scheme::Paper,
+            RhoArg::Reference => RhoScheme::Reference,
+            RhoArg::Paper => RhoScheme::Paper,
         };
     }
     if let Some(floor) = switches.floor {
@@ -136,6 +157,7 @@ pub(super) fn choose(model: &Model, survey: &Survey, options: &Compile) -> Resul
     let format = parse_spec(&options.format)?;
     let vision = parse_spec(&options.vision_format)?;
     let head = parse_spec(&options.head_format)?;
+    check_target(options, &[format, vision, head])?;
     let (include, exclude) = (globs(&options.include)?, globs(&options.exclude)?);
     let mut chosen = Vec::new();
     let mut skipped = Vec::new();
@@ -164,9 +186,9 @@ pub(super) fn choose(model: &Model, survey: &Survey, options: &Compile) -> Resul
         } else {
             match spec {
                 None => Err((SkipKind::Asked, missing.to_owned())),
-                Some(spec) if site.k < spec.group => Err((
+                Some(Spec { group: Some(group), .. }) if site.k < group => Err((
                     SkipKind::Unsupported,
-                    format!("{} input channels, fewer than the group of {}; take a smaller group", site.k, spec.group),
+                    format!("{} input channels, fewer than the group of {group}; take a smaller group", site.k),
                 )),
                 Some(spec) => can_apply(model, site).map(|()| spec).map_err(|reason| (SkipKind::Unsupported, reason)),
             }

@@ -229,9 +229,8 @@ pub fn apply_plan(
         },
     };
     let opset = model.opset();
-    let own =
-        |format: &str| format.parse().is_ok_and(|spec: mbqc_kernels::Spec| spec.format.schema.domain == "ai.mbqc");
-    let needs_body = options.target == Target::Mbqc && plan.recipes.iter().any(|recipe| own(&recipe.format));
+    let w3 = |format: &str| format.parse().is_ok_and(|spec: mbqc_kernels::Spec| spec.format.name == "w3");
+    let needs_body = options.target == Target::Mbqc && plan.recipes.iter().any(|recipe| w3(&recipe.format));
     if needs_body && options.fallback == Fallback::Ort && opset < 14 {
         progress.say(&format!(
             "the model is of opset {opset}; a body for 3-bit layers needs 14, so the codes go into 4-bit containers \

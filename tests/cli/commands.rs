@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use mbqc::data::npz;
+use mbqc::onnx::{ReadOptions, read};
 use mbqc_passes::array::{Array, Buf};
 use mbqc_passes::ir::DType;
 use serde_json::{Value, json};
@@ -32,7 +33,7 @@ fn lists() -> Outcome {
 fn explanations() -> Outcome {
     let place = Place::new()?;
     let mut told = String::new();
-    for name in ["w3", "w4g64", "mbq", "range", "llava", "Gelu"] {
+    for name in ["w3", "w4g64", "w8a8", "mbq", "range", "llava", "Gelu"] {
         let ran = place.run(&format!("explain {name}"));
         assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""), "{name}: {ran}");
         told += &format!("$ mbqc explain {name}\n{}\n", ran.out);
@@ -187,5 +188,22 @@ fn instruction_sets_can_be_forced() -> Outcome {
     assert!(bench.code == Some(0) && bench.out.contains("\"isa\": \"scalar\""), "{bench}");
     let refused = with("sse9", "bench q.onnx");
     assert!(refused.code == Some(2) && refused.err.contains("MBQC_ISA: `sse9` is not an instruction set"), "{refused}");
+    Ok(())
+}
+
+/// Layers of other formats stay, with what they need.
+#[test]
+fn bake_leaves_other_formats() -> Outcome {
+    let place = Place::with_tiny()?;
+    let ran = place.run("m.onnx -o q.onnx --format w3g32 --head-format w8a8 --method rtn");
+    assert_eq!(ran.code, Some(0), "{ran}");
+    let ran = place.run("bake q.onnx -o r.onnx");
+    assert_eq!(ran.code, Some(0), "{ran}");
+    let baked = read(&place.path("r.onnx"), &ReadOptions::default())?.model;
+    let functions: Vec<&str> = baked.functions.iter().map(|function| function.name.as_str()).collect();
+    assert_eq!(functions, ["MbqMatMulW8A8"]);
+    assert!(baked.opsets.iter().any(|(domain, _)| domain == "ai.mbqc"), "{:?}", baked.opsets);
+    let same = place.run("verify q.onnx r.onnx --data calib.npz");
+    assert_eq!(same.code, Some(0), "{same}");
     Ok(())
 }

@@ -52,8 +52,11 @@ fn reports() -> Outcome {
     place.model("mlp.onnx", &fs::read_to_string(mlp)?)?;
     let quantized = place.run("m.onnx -o q.onnx --format w3g32 --head-format w8g32 --method rtn");
     assert_eq!(quantized.code, Some(0), "{quantized}");
+    let rounded = place.run("m.onnx -o s.onnx --format w4a8 --head-format w8a8 --calib calib.npz");
+    assert_eq!(rounded.code, Some(0), "{rounded}");
     let mut told = String::new();
-    for arguments in ["inspect m.onnx --calib calib.npz", "inspect mlp.onnx", "inspect merged.onnx", "inspect q.onnx"] {
+    for arguments in ["m.onnx --calib calib.npz", "mlp.onnx", "merged.onnx", "q.onnx", "s.onnx"] {
+        let arguments = &format!("inspect {arguments}");
         told += &shown(&place, arguments);
     }
     let notes = ["mbqc.source.sha256", "mbqc.plan.sha256"];

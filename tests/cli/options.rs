@@ -13,6 +13,8 @@ fn unknown_words() -> Outcome {
         "--format w3g100",
         "--format w3",
         "--vision-format w3g0",
+        "--format w8a8g128",
+        "--format w3g32 --head-format w8a8 --target ort",
         "--method mbqq",
         "--method mbq",
         "--method awq --format none",
@@ -45,8 +47,13 @@ fn idle_options() -> Outcome {
         "--method rtn --calib calib.npz",
         "--method awq --calib calib.npz --floor none",
         "--target ort --fallback none",
+        "--fallback standard",
+        "--format w8a8 --fallback standard",
+        "--format w8a8 --method range --range search",
+        "--format w8a8 --head-format w4g32 --method range",
     ] {
-        let arguments = format!("m.onnx -o out.onnx --format w4g32 --dry-run {options}");
+        let format = if options.contains("--format") { "" } else { "--format w4g32 " };
+        let arguments = format!("m.onnx -o out.onnx {format}--dry-run {options}");
         let ran = place.run(&arguments);
         assert_eq!(ran.code, Some(0), "{arguments}: {ran}");
         let warnings: String = ran.err.lines().filter(|l| l.contains("warning")).map(|l| format!("{l}\n")).collect();

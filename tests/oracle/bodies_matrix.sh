@@ -1,5 +1,5 @@
 #!/bin/sh
-# Function bodies of 3-bit layers on several versions of onnxruntime: a table of cases by version.
+# Function bodies of our operators on several versions of onnxruntime: a table of cases by version.
 #
 #   tests/oracle/bodies_matrix.sh MBQC PYTHON [VERSION ...]
 #
@@ -16,7 +16,7 @@ mkdir "$work/models"
 
 "$python" "$here/bodies.py" make "$work/models"
 "$python" -c 'import json, sys
-for c in json.load(open(sys.argv[1])): print(c["name"], c["fallback"], "w3g%d" % c["group"])' "$work/models/cases.json" |
+for c in json.load(open(sys.argv[1])): print(c["name"], c["fallback"], c["format"])' "$work/models/cases.json" |
     while read -r name fallback format; do
         "$mbqc" "$work/models/$name.onnx" -o "$work/models/$name.q.onnx" --format "$format" --head-format "$format" \
             --method rtn --fallback "$fallback" --quiet
@@ -40,7 +40,7 @@ work, versions = pathlib.Path(sys.argv[1]), sys.argv[2:]
 # Missing there: Cast to uint4, which the body of standard operators needs
 KNOWN = {"1.20": ["standard"], "1.22": ["standard"]}
 failed = 0
-print(f"{'onnxruntime':12} {'--fallback ort':>16} {'standard':>10}  worst f32  worst f16")
+print(f"{'onnxruntime':12} {'--fallback ort':>16} {'standard':>10} {'w8a8':>10} {'w4a8':>10}  worst f32  worst f16")
 for version in versions:
     results = json.loads((work / f"{version}.json").read_text())
     tally = {}
@@ -58,6 +58,6 @@ for version in versions:
             problem = str(r["problem"] or r["error"])
             print(f"  {version} {r['name']}: {f'({why}) ' if why else ''}{problem[:160]}")
     named = (work / f"{version}.txt").read_text().split()[1]
-    print(f"{named:12} {'%d of %d' % tally['ort']:>16} {'%d of %d' % tally['standard']:>10}  {worst['f32']:.1e}    {worst['f16']:.1e}")
+    print(f"{named:12} {'%d of %d' % tally['ort']:>16} {'%d of %d' % tally['standard']:>10} {'%d of %d' % tally['w8a8']:>10} {'%d of %d' % tally['w4a8']:>10}  {worst['f32']:.1e}    {worst['f16']:.1e}")
 sys.exit(failed > 0)
 TABLE

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use mbqc::engine;
 use mbqc::onnx::{ReadOptions, WriteOptions, read, write};
-use mbqc_kernels::affine::Codes;
-use mbqc_kernels::{FORMATS, Format, GROUPS, Scales, Stored};
+use mbqc_kernels::affine::{Codes, fake_quantize_tokens};
+use mbqc_kernels::{FORMATS, Format, GROUPS, Scales, Scheme, Spec, Stored};
 use mbqc_passes::array::Array;
 use mbqc_passes::ir::{DType, Edit, Graph, Model, NewNode, Node, NodeId, Tensor, text};
 use tract_onnx::prelude::{Framework, InferenceModelExt};
@@ -42,9 +42,10 @@ fn layers_of_every_format_compute_what_their_codes_say() -> Outcome {
     let folder = tempfile::tempdir()?;
     let emitted = folder.path().join("out.onnx");
     let (mut cases, mut worst) = (0, [0f64; 2]);
-    for (format, group) in FORMATS.iter().flat_map(|&format| GROUPS.iter().map(move |&group| (format, group))) {
+    for spec in FORMATS.iter().flat_map(|&format| specs(format)) {
+        let format = spec.format;
         for (float, variant) in [DType::F32, DType::F16].into_iter().flat_map(|f| VARIANTS.map(|v| (f, v))) {
-            let model = layer(folder.path(), &emitted, &format!("{}g{group}", format.name), float, variant)?;
+            let model = layer(folder.path(), &emitted, &spec.to_string(), float, variant)?;
             let half = usize::from(float == DType::F16);
             // Activations are multiplied as integers of 16 bits; half precision has 11, and a value is rounded by the product
             // and by the Add.
@@ -52,7 +53,7 @@ fn layers_of_every_format_compute_what_their_codes_say() -> Outcome {
             for ((batch, tokens), shapes) in
                 SIZES.into_iter().flat_map(|s| [Shapes::Declared, Shapes::Given].map(|d| (s, d)))
             {
-                let case = format!("{}g{group} {float} {variant:?} {batch}x{tokens} {shapes:?}", format.name);
+                let case = format!("{spec} {float} {variant:?} {batch}x{tokens} {shapes:?}");
                 let x = activations(batch, tokens, float);
                 let expected = Array::f64([batch, tokens, N], closed_form(&model, format, &x)?);
                 let inputs = Arrays::from([("x".to_owned(), x)]);
@@ -73,6 +74,14 @@ fn layers_of_every_format_compute_what_their_codes_say() -> Outcome {
         worst[0], worst[1]
     ));
     Ok(())
+}
+
+/// A format with every group size that it has.
+fn specs(format: &'static Format) -> Vec<Spec> {
+    match format.scheme {
+        Scheme::WeightOnly => GROUPS.iter().map(|&group| Spec { format, group: Some(group) }).collect(),
+        Scheme::WeightActivation => vec![Spec { format, group: None }],
+    }
 }
 
 /// Compiles a float model given as text and compares tract with our evaluator.
@@ -111,7 +120,7 @@ fn layers_inside_of_an_if_run() -> Outcome {
          <float[{K}, {N}] w = [\"seed\": \"7\"]>\n{{\n   y = If <then_branch = one () => (a) {{ a = MatMul (x, w) }}, \
          else_branch = two () => (b) {{ n = Neg (x) b = MatMul (n, w) }}> (flag)\n}}\n"
     );
-    for (spec, flag) in ["w3g16", "w8g16"].into_iter().flat_map(|spec| [(spec, false), (spec, true)]) {
+    for (spec, flag) in ["w3g16", "w8g16", "w4a8", "w8a8"].into_iter().flat_map(|spec| [(spec, false), (spec, true)]) {
         let (flag, x) = (Array::bool([], vec![flag]), activations(2, 7, DType::F32));
         let inputs = Arrays::from([("flag".to_owned(), flag), ("x".to_owned(), x)]);
         check(&model, &["--format", spec, "--head-format", spec], &inputs)?;
@@ -124,7 +133,7 @@ fn weights_stay_as_they_are_stored() -> Outcome {
     let folder = tempfile::tempdir()?;
     let emitted = folder.path().join("out.onnx");
     for format in FORMATS {
-        let model = layer(folder.path(), &emitted, &format!("{}g16", format.name), DType::F32, Variant::Plain)?;
+        let model = layer(folder.path(), &emitted, &specs(format)[0].to_string(), DType::F32, Variant::Plain)?;
         let constants = model.graph.values().filter_map(|(id, _)| model.graph.constant(id));
         let stored: usize = constants.map(Tensor::stored_bytes).sum();
         let optimized = engine::tract::onnx().model_for_path(&emitted)?.into_optimized()?;
@@ -173,7 +182,8 @@ fn vary(graph: &mut Graph, variant: Variant, float: DType) -> Outcome {
         let values: Vec<f32> = (0..N).map(|i| i as f32 / 8.0 - 1.0).collect();
         edits.push(Edit::AddConst("bias".to_owned(), Tensor::floats(float, [N], &values).ok_or("a float type")?));
         // MatMulNBits has g_idx between zero points and bias.
-        inputs.resize(if node.op == "MatMulNBits" { 5 } else { 4 }, String::new());
+        let place = FORMATS.iter().find(|f| f.schema.op == node.op).and_then(|f| f.schema.slot("bias"));
+        inputs.resize(place.ok_or("no bias")?, String::new());
         inputs.push("bias".to_owned());
     } else {
         inputs.truncate(3);
@@ -194,16 +204,17 @@ fn activations(batch: usize, tokens: usize, float: DType) -> Array {
     Array::f32([batch, tokens, K], values).with_dtype(float)
 }
 
-/// The layer in f64, from its codes: `y = sum_k (q - z) s x + c` for every row of `x: [.., K]`.
+/// The layer in f64, from its codes: `y = sum_k (q - z) s x + c` for every row of `x: [.., K]`, rounded to 8 bits where the
+/// format says so.
 fn closed_form(model: &Model, format: &Format, x: &Array) -> Result<Vec<f64>> {
     let graph = &model.graph;
     let (_, node) = quantized(graph)?;
     let input = |slot| node.input(slot).and_then(|value| graph.constant(value));
     let scales = input(2).and_then(Tensor::to_f64).ok_or("no scales")?;
     let single: Vec<f32> = scales.iter().map(|&scale| scale as f32).collect();
-    let group = usize::try_from(node.int("block_size", 0))?;
+    let group = usize::try_from(node.int("block_size", i64::try_from(K)?))?;
     let b = input(1).ok_or("no B")?.bytes();
-    let zero_points = input(3).map(Tensor::bytes);
+    let zero_points = format.schema.slot("zero_points").and_then(input).map(Tensor::bytes);
     let Codes { codes, zero_points, .. } =
         (format.unpack)(&Stored { n: N, k: K, group, b, scales: Scales::F32(&single), zero_points })?;
     let weight = |row: usize, column: usize| {
@@ -211,7 +222,12 @@ fn closed_form(model: &Model, format: &Format, x: &Array) -> Result<Vec<f64>> {
         (f64::from(codes[row * K + column]) - f64::from(zero_points[place])) * scales[place]
     };
     let constants = ["bias", "c"].map(|name| graph.find(name).and_then(|v| graph.constant(v)).and_then(Tensor::to_f64));
-    let rows = x.to_f64s();
+    let mut rows = x.to_f64s();
+    if format.scheme == Scheme::WeightActivation {
+        let mut rounded: Vec<f32> = rows.iter().map(|&x| x as f32).collect();
+        fake_quantize_tokens(&mut rounded, K);
+        rows = rounded.into_iter().map(f64::from).collect();
+    }
     let one = |x: &[f64], row: usize| {
         let product: f64 = x.iter().enumerate().map(|(column, x)| weight(row, column) * x).sum();
         product + constants.iter().flatten().map(|c| c[row]).sum::<f64>()

@@ -4,6 +4,7 @@
 
 use half::f16;
 use mbqc_kernels::affine::Codes;
+use mbqc_kernels::{Format, Scheme};
 
 /// xorshift64*: the same numbers for the same seed.
 pub struct Random(pub u64);
@@ -19,6 +20,18 @@ impl Random {
     /// In -1..1.
     pub fn signed(&mut self) -> f32 {
         self.next() as f32 / (1u64 << 47) as f32 - 1.0
+    }
+}
+
+/// [`codes`] that a format can store: where it has a scale per output channel, `group` plays no part.
+pub fn codes_of(format: &Format, n: usize, k: usize, group: usize, seed: u64) -> Codes {
+    match format.scheme {
+        Scheme::WeightOnly => codes(n, k, group, format.bits, seed),
+        Scheme::WeightActivation => {
+            let mut codes = codes(n, k, k.max(1), format.bits, seed);
+            codes.zero_points.fill(1 << (format.bits - 1));
+            codes
+        }
     }
 }
 

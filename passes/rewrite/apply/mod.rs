@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use mbqc_kernels::affine::ScaleType;
-use mbqc_kernels::{FORMATS, Format, Pool, Spec};
+use mbqc_kernels::{FORMATS, Format, Pool, Schema, Scheme, Spec};
 
 use crate::facts::sites::{Form, Site, Survey};
 use crate::ir::{Attr, DType, Edit, GraphPath, Model, NewNode, NodeId, Place, Tensor, Type, fresh_name};
@@ -94,6 +94,9 @@ pub enum ApplyError {
     Law(#[from] crate::ir::Error),
 }
 
+/// The domain of our operators.
+const OWN: &str = "ai.mbqc";
+
 /// Applies a plan. Packed weights are made when the writer asks for them, one layer at a time.
 pub fn apply(
     model: &Model,
@@ -146,27 +149,36 @@ pub fn apply(
             graph.apply(drops)?;
         }
     }
-    let own = pass.ops.iter().any(|(domain, _)| domain == "ai.mbqc");
-    for (domain, version) in pass.ops {
-        result.import(&domain, version);
-    }
-    // A model that was compiled in part before brings the body along.
-    let known = result.function("ai.mbqc", "MbqMatMulW3").filter(|_| own);
-    if known.is_some_and(|known| !is_body(known)) {
-        let reason = "the model brings a function `ai.mbqc::MbqMatMulW3` whose nodes are not those that mbqc writes, so 3-bit layers                       would compute something else; compile the original model, or use --target ort";
-        return Err(ApplyError::Body(reason.to_owned()));
-    }
-    if own && known.is_none() {
-        let function = body(options.fallback, result.opset()).map_err(ApplyError::Body)?;
-        if let Some(function) = function {
-            for (domain, version) in function.opsets.iter().filter(|(domain, _)| !domain.is_empty()) {
-                result.import(domain, *version);
-            }
-            result.functions.push(function);
+    for schema in pass.ops {
+        result.import(schema.domain, schema.version);
+        if schema.domain == OWN {
+            bring_body(&mut result, schema.op, options.fallback)?;
         }
     }
     result.ir_version = result.ir_version.max(8);
     Ok(result)
+}
+
+/// Adds the function body of one of our operators, unless a model that was compiled in part before brings it along.
+fn bring_body(model: &mut Model, op: &str, fallback: Fallback) -> Result<(), ApplyError> {
+    if let Some(known) = model.function(OWN, op) {
+        return if is_body(known) {
+            Ok(())
+        } else {
+            Err(ApplyError::Body(format!(
+                "the model brings a function `{OWN}::{op}` whose nodes are not those that mbqc writes, so its layers would \
+                 compute something else; compile the original model, or use --target ort"
+            )))
+        };
+    }
+    let function = body(op, fallback, model.opset()).map_err(ApplyError::Body)?;
+    if let Some(function) = function {
+        for (domain, version) in function.opsets.iter().filter(|(domain, _)| !domain.is_empty()) {
+            model.import(domain, *version);
+        }
+        model.functions.push(function);
+    }
+    Ok(())
 }
 
 /// Whether a site can be rewritten at all, and if not, why.
@@ -199,7 +211,7 @@ struct Pass<'a> {
     options: &'a Options,
     pool: &'a Arc<Pool>,
     /// Names of the packed constants.
-    packed: HashMap<Packing, [String; 3]>,
+    packed: HashMap<Packing, Vec<String>>,
     /// By group and value the product of that value and the group's 1/s.
     products: HashMap<(usize, String), String>,
     /// By node and slot of the main graph what is read there instead, where a fold made a constant of its own.
@@ -207,8 +219,8 @@ struct Pass<'a> {
     edits: HashMap<GraphPath, GraphEdits>,
     /// Names of all graphs, and those that the edits so far take.
     names: HashSet<String>,
-    /// Domains and versions of the operators that were put in.
-    ops: Vec<(String, i64)>,
+    /// The operators that were put in.
+    ops: Vec<Schema>,
     sites: HashMap<String, usize>,
 }
 
@@ -223,8 +235,8 @@ impl Pass<'_> {
 
     /// What carries a format's codes: its own operator, or for stock runtimes the smallest stock container.
     fn container(&self, format: &'static Format) -> &'static Format {
-        let stock = |f: &&&Format| f.schema.domain != "ai.mbqc" && f.bits >= format.bits;
-        if self.options.target == Target::Mbqc || format.schema.domain != "ai.mbqc" {
+        let stock = |f: &&&Format| f.schema.domain != OWN && f.scheme == format.scheme && f.bits >= format.bits;
+        if self.options.target == Target::Mbqc || format.schema.domain != OWN {
             return format;
         }
         FORMATS.iter().filter(stock).min_by_key(|f| f.bits).copied().unwrap_or(format)
@@ -367,7 +379,15 @@ impl Pass<'_> {
         let spec: Spec = recipe.format.parse().map_err(|e: mbqc_kernels::Error| {
             misfit(format!("has format `{}`: {e}", recipe.format), "a format".into())
         })?;
-        let names = self.pack(site, recipe, spec)?;
+        if self.options.target == Target::Ort && spec.format.scheme == Scheme::WeightActivation {
+            return Err(misfit(
+                format!("has format `{spec}`, which no operator of onnxruntime carries"),
+                "a weight-only format for this target; without --target ort a body of standard operators goes with the \
+                 model, which onnxruntime executes"
+                    .to_owned(),
+            ));
+        }
+        let parts = self.pack(site, recipe, spec)?;
         let graph = self.model.graph_at(&site.path).ok_or(crate::ir::Error::NoNode(site.node.0))?;
         let node = graph.node(site.node);
         let x = self.scaled_input(site, recipe, graph.name(site.x))?;
@@ -375,7 +395,7 @@ impl Pass<'_> {
         let mut quantized = NewNode::new("", &[], &[]);
         quantized.name.clone_from(&node.name);
         quantized.metadata.clone_from(&node.metadata);
-        quantized.inputs = vec![x.clone(), names[0].clone(), names[1].clone(), names[2].clone()];
+        quantized.inputs = std::iter::once(x.clone()).chain(parts).collect();
         quantized.outputs = vec![y.clone()];
         self.describe(&mut quantized, site, spec);
         match &site.form {
@@ -443,7 +463,7 @@ impl Pass<'_> {
             .unwrap_or_default();
         let kept = with.inputs.clone();
         let gone: Vec<String> = inputs.into_iter().filter(|name| !kept.contains(name)).collect();
-        let own = with.domain == "ai.mbqc";
+        let own = with.domain == OWN;
         let outputs = with.outputs.clone();
         self.edit(path, Edit::ReplaceNode(id, with));
         // Who infers types has no schema of our operators.
@@ -470,18 +490,20 @@ impl Pass<'_> {
         if let Some(bits) = schema.bits {
             int("bits", bits);
         }
-        int("block_size", i64::try_from(spec.group).unwrap_or(i64::MAX));
-        int("accuracy_level", accuracy);
+        if let Some(group) = spec.group {
+            int("block_size", i64::try_from(group).unwrap_or(i64::MAX));
+            int("accuracy_level", accuracy);
+        }
         schema.domain.clone_into(&mut node.domain);
         schema.op.clone_into(&mut node.op);
-        let import = (schema.domain.to_owned(), schema.version);
-        if !self.ops.contains(&import) {
-            self.ops.push(import);
+        if !self.ops.contains(schema) {
+            self.ops.push(*schema);
         }
     }
 
-    /// The packed constants of a weight, made once however many layers share it.
-    fn pack(&mut self, site: &Site, recipe: &Recipe, spec: Spec) -> Result<[String; 3], ApplyError> {
+    /// The packed constants of a weight, made once however many layers share it: codes, scales, and zero points if the format
+    /// has any.
+    fn pack(&mut self, site: &Site, recipe: &Recipe, spec: Spec) -> Result<Vec<String>, ApplyError> {
         let source = PackedSource {
             matrix: matrix(site),
             scaling: self.scaling(site, recipe)?,
@@ -500,21 +522,23 @@ impl Pass<'_> {
             return Ok(names.clone());
         }
         let source = Arc::new(source);
-        let (n, groups) = (site.n, site.k.div_ceil(spec.group));
-        let block = spec.group * source.container.bits as usize / 8;
-        let zero_row = (groups * source.container.zero_point_bits as usize).div_ceil(8);
+        let shapes = source.container.shapes(site.n, site.k, spec.group(site.k));
         let read_as = site.weight.read_as;
         let stem = format!("{}.{}", site.weight.name, recipe.format);
         let owner = site.weight.owner.clone();
-        let names = ["B", "scales", "zero_points"].map(|part| self.fresh(&format!("{stem}.{part}")));
-        let scale_bytes = read_as.bytes_for(n * groups).unwrap_or(0);
-        let tensors = [
-            lazy(DType::U8, vec![n, groups, block], n * groups * block, &source, PackedSource::codes),
-            lazy(read_as, vec![n, groups], scale_bytes, &source, PackedSource::scales),
-            lazy(DType::U8, vec![n, zero_row], n * zero_row, &source, PackedSource::zero_points),
+        let codes = if source.container.schema.signed { DType::I8 } else { DType::U8 };
+        let mut parts = vec![
+            ("B", lazy(codes, shapes.b, &source, PackedSource::codes)),
+            ("scales", lazy(read_as, shapes.scales, &source, PackedSource::scales)),
         ];
-        for (name, tensor) in names.iter().zip(tensors) {
+        if let Some(shape) = shapes.zero_points {
+            parts.push(("zero_points", lazy(DType::U8, shape, &source, PackedSource::zero_points)));
+        }
+        let mut names = Vec::with_capacity(parts.len());
+        for (part, tensor) in parts {
+            let name = self.fresh(&format!("{stem}.{part}"));
             self.edit(&owner, Edit::AddConst(name.clone(), tensor));
+            names.push(name);
         }
         self.packed.insert(key, names.clone());
         Ok(names)

@@ -76,7 +76,7 @@ impl PackedSource {
         let Self { matrix, scaling, spec, range, scale, pool, .. } = self;
         for packed in matrix.quantize_blocks(scaling, *spec, *range, *scale, pool, pack) {
             let packed = packed.map_err(|error| error.to_string())?;
-            let stored = Tensor::floats(dtype, packed.scale_dims, &packed.scales);
+            let stored = Tensor::floats(dtype, packed.shapes.scales, &packed.scales);
             let stored = stored.ok_or_else(|| format!("scales cannot be stored as {dtype}"))?;
             scales.extend_from_slice(stored.bytes());
             zero_points.extend_from_slice(&packed.zero_points);
@@ -113,10 +113,10 @@ impl PackedSource {
 pub(super) fn lazy(
     dtype: DType,
     dims: Vec<usize>,
-    len: usize,
     source: &Arc<PackedSource>,
     part: fn(&PackedSource, &mut Sink<'_>) -> Result<(), String>,
 ) -> Tensor {
     let source = Arc::clone(source);
+    let len = dtype.bytes_for(dims.iter().product()).unwrap_or(0);
     Tensor::lazy(dtype, dims, Lazy::in_pieces(len, move |sink| part(&source, sink)))
 }

@@ -7,7 +7,8 @@ use mbqc_passes::ops::{Call, Fill, OPS, OpDef, OpError, Sample};
 use mbqc_passes::rewrite::tape::GRAD_DOMAIN;
 
 /// Operators without samples: their weights are packed by the kernels, whose own tests evaluate them.
-pub(crate) const UNSAMPLED: &[&str] = &["com.microsoft::MatMulNBits", "ai.mbqc::MbqMatMulW3"];
+pub(crate) const UNSAMPLED: &[&str] =
+    &["com.microsoft::MatMulNBits", "ai.mbqc::MbqMatMulW3", "ai.mbqc::MbqMatMulW4A8", "ai.mbqc::MbqMatMulW8A8"];
 
 /// Every sample of every operator.
 pub(crate) fn all() -> impl Iterator<Item = (&'static OpDef, &'static Sample)> {

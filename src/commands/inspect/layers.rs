@@ -1,6 +1,6 @@
 //! Linear layers: those that can be quantized, and those that are.
 
-use mbqc_kernels::Format;
+use mbqc_kernels::{Format, Scheme, Spec};
 use mbqc_passes::facts::sites::{Form, Site, Survey, Tower};
 use mbqc_passes::ir::Model;
 use mbqc_passes::plan::{SkipKind, path_text};
@@ -99,7 +99,11 @@ pub(super) fn quantized(model: &Model, survey: &Survey) -> Vec<Quantized> {
             },
             op: other.op.clone(),
             weight: other.weight.clone(),
-            format: format.zip(size("block_size")).map(|(format, group)| format!("{}g{group}", format.name)),
+            format: format.and_then(|format| {
+                let grouped = format.scheme == Scheme::WeightOnly;
+                let group = if grouped { Some(size("block_size")?) } else { None };
+                Some(Spec { format, group }.to_string())
+            }),
             n: size("N"),
             k: size("K"),
             bytes: other.bytes,
