@@ -131,8 +131,6 @@ pub struct Schema {
     pub version: i64,
     /// Its inputs in order. Those with a `?` may be left out.
     pub inputs: &'static [&'static str],
-    /// Whether B holds int8 rather than bytes of packed codes.
-    pub signed: bool,
     /// The value of the attribute `bits`; `None` if the op has no such attribute because its name says it. The attributes
     /// `K` and `N` are common to all, `block_size` and `accuracy_level` to [`Scheme::WeightOnly`].
     pub bits: Option<i64>,

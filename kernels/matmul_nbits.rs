@@ -13,7 +13,6 @@ pub(crate) const fn schema(bits: i64, accuracy_level: i64) -> Schema {
         op: "MatMulNBits",
         version: 1,
         inputs: &["A", "B", "scales", "zero_points?", "g_idx?", "bias?"],
-        signed: false,
         bits: Some(bits),
         accuracy_level,
     }

@@ -62,8 +62,8 @@ impl Channel {
                 convert(float, &bytes[places.start * float.size()..places.end * float.size()], &mut scales[..groups]);
             }
         }
-        // Signed codes have no zero points: the sum of the activations takes them down again.
-        if D::SIGNED { Ok(()) } else { self.read_offsets::<S, D>(s, w, channel, groups) }
+        // Where sums are exact, the sum of the activations is taken away from them.
+        if D::WHOLE_ROWS { Ok(()) } else { self.read_offsets::<S, D>(s, w, channel, groups) }
     }
 
     /// Minus zero points times scales.

@@ -15,8 +15,8 @@ pub(crate) trait Decode: 'static {
     const ZERO_BITS: u32 = Self::BITS;
     /// Registers of codes in a tile.
     const REGISTERS: usize;
-    /// Whether codes are stored as signed numbers, one scale to a row. They are raised by `2^(BITS-1)` when decoded.
-    const SIGNED: bool = false;
+    /// Whether a row has one scale, and its codes the zero point `2^(BITS-1)`: sums are exact to the end of the row.
+    const WHOLE_ROWS: bool = false;
     /// Whether registers are low and high nibbles in turn, which may be raised.
     const NIBBLES: bool = false;
     /// The registers of a tile.

@@ -47,7 +47,7 @@ impl Layout {
     /// groups are powers of two whose codes fill whole lanes of 32 bits, of at most [`MOST_GROUP`] weights; where a group
     /// is a row, its sum is below 2^31.
     pub(crate) fn new<D: Decode>(k: usize, group: usize, width: usize) -> Option<Layout> {
-        let fits = if D::SIGNED {
+        let fits = if D::WHOLE_ROWS {
             k <= i32::MAX as usize >> (7 + D::BITS - 1)
         } else {
             k <= MOST_CHANNELS && group <= MOST_GROUP && group.is_power_of_two() && group >= 4 * D::REGISTERS
@@ -57,13 +57,13 @@ impl Layout {
         }
         let tile = D::weights(width);
         let tile_bytes = tile / 8 * D::BITS as usize;
-        let (group, groups, row_bytes) = if D::SIGNED {
+        let (group, groups, row_bytes) = if D::WHOLE_ROWS {
             (k, 1, (k * D::BITS as usize).div_ceil(8))
         } else {
             let groups = k.div_ceil(group);
             (group, groups, groups * (group / 8) * D::BITS as usize)
         };
-        let (block_tiles, block_groups) = match D::SIGNED || group >= tile {
+        let (block_tiles, block_groups) = match D::WHOLE_ROWS || group >= tile {
             true => (group.div_ceil(tile), 1),
             false => (1, tile / group),
         };
@@ -76,7 +76,7 @@ impl Layout {
             registers: D::REGISTERS,
             tiles: blocks * block_tiles,
             // Where a block is several tiles, groups are whole, and so are their tiles.
-            whole_tiles: if D::SIGNED || block_tiles == 1 { row_bytes / tile_bytes } else { groups * block_tiles },
+            whole_tiles: if D::WHOLE_ROWS || block_tiles == 1 { row_bytes / tile_bytes } else { groups * block_tiles },
             tile_bytes,
             row_bytes,
             block_tiles,
@@ -120,7 +120,7 @@ impl<'a> Weight<'a> {
     /// Checks lengths; `None` if this layout cannot be read in registers of `width` bytes.
     pub(crate) fn new<D: Decode>(format: &Format, w: &Stored<'a>, width: usize) -> Result<Option<Weight<'a>>, Error> {
         w.check(format)?;
-        let zero_bits = if D::SIGNED { 0 } else { D::ZERO_BITS };
+        let zero_bits = if D::WHOLE_ROWS { 0 } else { D::ZERO_BITS };
         debug_assert_eq!((format.bits, format.zero_point_bits), (D::BITS, zero_bits), "{} is decoded", format.name);
         Ok(Layout::new::<D>(w.k, w.group, width).map(|layout| Weight {
             layout,

@@ -187,7 +187,7 @@ impl<D: Decode> Small<'_, D> {
             x.scales[r] = self.x.lane_scales(line)[..layout.blocks * layout.lanes()].as_ptr();
         }
         let mut sums = [[s.floats(0.0); R]; CHANNELS];
-        if D::SIGNED {
+        if D::WHOLE_ROWS {
             for c in (0..CHANNELS).step_by(C) {
                 let exact = self.block::<S, C, R>(s, four, c, &x, 0);
                 for (i, exact) in exact.iter().enumerate() {

@@ -179,7 +179,7 @@ impl<D: Decode> Tall<'_, D> {
             for group in 0..layout.groups {
                 let (block, within) = (group / layout.block_groups, group % layout.block_groups);
                 let mut exact = [[s.ints(0); ACROSS]; R];
-                if D::SIGNED {
+                if D::WHOLE_ROWS {
                     for r in 0..R {
                         let zero = self.x.total(line[r]).wrapping_mul(1 << (D::BITS - 1));
                         exact[r] = [s.ints(zero.wrapping_neg()); ACROSS];
@@ -211,7 +211,7 @@ impl<D: Decode> Tall<'_, D> {
                     for ((sums, exact), &line) in sums.iter_mut().zip(&exact).zip(&line) {
                         let scale = s.mul(scale, s.floats(self.x.scales(line)[group]));
                         sums[i] = s.mul_add(s.to_floats(exact[i]), scale, sums[i]);
-                        if !D::SIGNED {
+                        if !D::WHOLE_ROWS {
                             sums[i] = s.mul_add(offset, s.floats(self.x.sums(line)[group]), sums[i]);
                         }
                     }

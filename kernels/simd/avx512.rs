@@ -86,12 +86,6 @@ impl<const VBMI: bool> Simd for Avx512<VBMI> {
     }
 
     #[inline(always)]
-    fn xor(self, a: __m512i, b: __m512i) -> __m512i {
-        // SAFETY: AVX-512 F is there.
-        unsafe { _mm512_xor_si512(a, b) }
-    }
-
-    #[inline(always)]
     fn select(self, mask: __m512i, a: __m512i, b: __m512i) -> __m512i {
         // The truth table of `mask ? a : b`, bit (mask, a, b).
         // SAFETY: AVX-512 F is there.

@@ -37,8 +37,6 @@ pub(crate) trait Simd: Copy {
     fn bytes(self, value: u8) -> Self::Bytes;
     /// Bitwise.
     fn and(self, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
-    /// Bitwise.
-    fn xor(self, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
     /// The bits of `a` where `mask` is 1, those of `b` where it is 0.
     fn select(self, mask: Self::Bytes, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
     /// Shifts right by `N` within lanes of 16 bits: the low bits of odd bytes move into the even ones, so mask afterwards.

@@ -30,11 +30,6 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    fn xor(self, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes {
-        array::from_fn(|i| a[i] ^ b[i])
-    }
-
-    #[inline(always)]
     fn select(self, mask: Self::Bytes, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes {
         array::from_fn(|i| a[i] & mask[i] | b[i] & !mask[i])
     }

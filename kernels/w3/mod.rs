@@ -38,7 +38,6 @@ pub(crate) static FORMAT: Format = Format {
         op: "MbqMatMulW3",
         version: 1,
         inputs: &["A", "B", "scales", "zero_points?", "bias?"],
-        signed: false,
         bits: None,
         accuracy_level: 1,
     },

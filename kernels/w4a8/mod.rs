@@ -1,15 +1,15 @@
-//! 4-bit weights and 8-bit activations: two signed nibbles to a byte, one scale to an output channel, one to a token row.
+//! 4-bit weights and 8-bit activations: two weights to a byte, one scale to an output channel, one to a token row.
 //!
 //! ```text
-//! byte i of a row: v_2i v_2i v_2i v_2i  v_2i+1 v_2i+1 v_2i+1 v_2i+1   (bit 0 first; two's complement)
+//! byte i of a row: c_2i c_2i c_2i c_2i  c_2i+1 c_2i+1 c_2i+1 c_2i+1   (bit 0 first)
 //! ```
 //!
-//! `B: uint8 [n, ceil(k / 2)]`: for even k the bytes are those of an ONNX tensor of type INT4.
+//! `B: uint8 [n, ceil(k / 2)]`, each nibble the signed weight plus 8; a spare nibble at the end of a row is 0.
 
 use crate::affine::Levels;
 use crate::format::{Accuracy, Format, Kernel, Schema, Scheme};
 use crate::w4::Nibbles;
-use crate::{integer, signed};
+use crate::{integer, symmetric};
 
 /// `w4a8`.
 pub(crate) static FORMAT: Format = Format {
@@ -18,16 +18,15 @@ pub(crate) static FORMAT: Format = Format {
     scheme: Scheme::WeightActivation,
     bits: 4,
     zero_point_bits: 0,
-    pack: |codes| signed::pack(&FORMAT, codes),
-    unpack: |stored| signed::unpack(&FORMAT, stored),
+    pack: |codes| symmetric::pack(&FORMAT, codes),
+    unpack: |stored| symmetric::unpack(&FORMAT, stored),
     schema: Schema {
         domain: "ai.mbqc",
         op: "MbqMatMulW4A8",
         version: 1,
         inputs: &["A", "B", "scales", "bias?"],
-        signed: false,
         bits: None,
         accuracy_level: 4,
     },
-    kernels: signed::kernels!(FORMAT, Nibbles<true>),
+    kernels: symmetric::kernels!(FORMAT, Nibbles<true>),
 };

@@ -3,21 +3,20 @@
 use crate::integer::Decode;
 use crate::simd::Simd;
 
-/// A code to a byte; with `SIGNED`, in two's complement.
-pub(crate) struct Bytes<const SIGNED: bool>;
+/// A code to a byte; with `WHOLE_ROWS`, of symmetric weights.
+pub(crate) struct Bytes<const WHOLE_ROWS: bool>;
 
-impl<const SIGNED: bool> Decode for Bytes<SIGNED> {
+impl<const WHOLE_ROWS: bool> Decode for Bytes<WHOLE_ROWS> {
     const BITS: u32 = 8;
     const REGISTERS: usize = 1;
-    const SIGNED: bool = SIGNED;
+    const WHOLE_ROWS: bool = WHOLE_ROWS;
     type Tile<S: Simd> = [S::Bytes; 1];
 
     #[inline(always)]
     #[expect(unsafe_code, reason = "reads the bytes that the caller vouches for")]
     unsafe fn tile<S: Simd>(s: S, row: *const u8, index: usize, _raised: bool) -> [S::Bytes; 1] {
         // SAFETY: a tile is `WIDTH` bytes, one after another.
-        let bytes = unsafe { s.load(row.add(index * S::WIDTH)) };
-        [if SIGNED { s.xor(bytes, s.bytes(0x80)) } else { bytes }]
+        [unsafe { s.load(row.add(index * S::WIDTH)) }]
     }
 
     fn source(width: usize, tile: usize, _register: usize, byte: usize) -> usize {

@@ -1,13 +1,11 @@
-//! 8-bit weights and 8-bit activations: one signed byte to a weight, one scale to an output channel, one to a token row.
+//! 8-bit weights and 8-bit activations: one byte to a weight, one scale to an output channel, one to a token row.
 //!
-//! ```text
-//! B: int8 [n, k]
-//! ```
+//! `B: uint8 [n, k]`, the signed weight plus 128.
 
 use crate::affine::Levels;
 use crate::format::{Accuracy, Format, Kernel, Schema, Scheme};
 use crate::w8::Bytes;
-use crate::{integer, signed};
+use crate::{integer, symmetric};
 
 /// `w8a8`.
 pub(crate) static FORMAT: Format = Format {
@@ -16,16 +14,15 @@ pub(crate) static FORMAT: Format = Format {
     scheme: Scheme::WeightActivation,
     bits: 8,
     zero_point_bits: 0,
-    pack: |codes| signed::pack(&FORMAT, codes),
-    unpack: |stored| signed::unpack(&FORMAT, stored),
+    pack: |codes| symmetric::pack(&FORMAT, codes),
+    unpack: |stored| symmetric::unpack(&FORMAT, stored),
     schema: Schema {
         domain: "ai.mbqc",
         op: "MbqMatMulW8A8",
         version: 1,
         inputs: &["A", "B", "scales", "bias?"],
-        signed: true,
         bits: None,
         accuracy_level: 4,
     },
-    kernels: signed::kernels!(FORMAT, Bytes<true>),
+    kernels: symmetric::kernels!(FORMAT, Bytes<true>),
 };

@@ -104,11 +104,6 @@ impl QuantizedLayer {
         Spec { format: self.format, group: (self.format.scheme == Scheme::WeightOnly).then_some(self.group) }
     }
 
-    /// The type of input B.
-    pub fn codes_type(&self) -> DType {
-        if self.format.schema.signed { DType::I8 } else { DType::U8 }
-    }
-
     /// The rows of an input `A: [.., k]`.
     ///
     /// # Errors
@@ -154,9 +149,9 @@ fn product(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
     }
     let x = call.input(0)?;
     let rows = layer.rows(&x.shape)?;
-    let (b, wanted) = (call.input(1)?, layer.codes_type());
-    let (true, Buf::Bytes(codes)) = (b.dtype == wanted, &b.buf) else {
-        return Err(OpError::Unsupported(format!("input B has type {}, expected {wanted}", b.dtype)));
+    let b = call.input(1)?;
+    let (DType::U8, Buf::Bytes(codes)) = (b.dtype, &b.buf) else {
+        return Err(OpError::Unsupported(format!("input B has type {}, expected {}", b.dtype, DType::U8)));
     };
     let zero_points = match optional("zero_points") {
         None => None,

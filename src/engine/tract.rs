@@ -146,7 +146,7 @@ impl Product {
             DatumType::F16 => Scales::F16(scales.as_slice()?),
             _ => Scales::F32(scales.as_slice()?),
         };
-        let bytes = |tensor: &'a Tensor| TractResult::Ok(tensor.try_as_plain_ram()?.as_bytes());
+        let bytes = |tensor: &'a Tensor| tensor.try_as_plain_ram()?.as_slice::<u8>();
         let zero_points = zero_points.flatten().map(bytes).transpose()?;
         Ok(Some(self.layer.stored(bytes(b)?, scales, zero_points)))
     }
@@ -155,9 +155,7 @@ impl Product {
     fn typed_inputs(&self) -> impl Iterator<Item = (usize, &'static str, &'static [DatumType])> {
         const FLOATS: &[DatumType] = &[DatumType::F32, DatumType::F16];
         const BYTES: &[DatumType] = &[DatumType::U8];
-        const SIGNED: &[DatumType] = &[DatumType::I8];
-        let codes = if self.layer.format.schema.signed { SIGNED } else { BYTES };
-        let required = [(0, "A", FLOATS), (1, "B", codes), (2, "scales", FLOATS)];
+        let required = [(0, "A", FLOATS), (1, "B", BYTES), (2, "scales", FLOATS)];
         let zero_points = self.zero_points.map(|place| (place, "zero_points", BYTES));
         required.into_iter().chain(zero_points).chain(self.bias.map(|place| (place, "bias", FLOATS)))
     }

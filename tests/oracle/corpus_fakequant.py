@@ -23,8 +23,8 @@ import run_ort
 import to_f32
 
 STEM = re.compile(r"^(.+)\.w\d(?:g\d+|a8)\.B(_\d+)?$")
-SIGNED = {"MbqMatMulW8A8": 8, "MbqMatMulW4A8": 4}
-QUANTIZED = ("MatMulNBits", "MbqMatMulW3", *SIGNED)
+SYMMETRIC = {"MbqMatMulW8A8": 8, "MbqMatMulW4A8": 4}
+QUANTIZED = ("MatMulNBits", "MbqMatMulW3", *SYMMETRIC)
 HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
@@ -52,11 +52,10 @@ def fields(b, bits):
 
 def dequantize(node, arrays):
     a = {x.name: helper.get_attribute_value(x) for x in node.attribute}
-    if node.op_type in SIGNED:
+    if node.op_type in SYMMETRIC:
         b, scales = (arrays[name] for name in node.input[1:3])
-        bits = SIGNED[node.op_type]
-        q = fields(b.view(np.uint8), bits)[:, : a["K"]].astype(np.int16)
-        q -= 2**bits * (q >= 2 ** (bits - 1))
+        bits = SYMMETRIC[node.op_type]
+        q = fields(b, bits)[:, : a["K"]].astype(np.int16) - 2 ** (bits - 1)
         assert q.shape == (a["N"], a["K"]) and scales.shape == (a["N"],), f"codes {q.shape}, scales {scales.shape}"
         return q.astype(np.float32) * scales.astype(np.float32)[:, None]
     n, k, g = a["N"], a["K"], a["block_size"]

@@ -526,9 +526,8 @@ impl Pass<'_> {
         let read_as = site.weight.read_as;
         let stem = format!("{}.{}", site.weight.name, recipe.format);
         let owner = site.weight.owner.clone();
-        let codes = if source.container.schema.signed { DType::I8 } else { DType::U8 };
         let mut parts = vec![
-            ("B", lazy(codes, shapes.b, &source, PackedSource::codes)),
+            ("B", lazy(DType::U8, shapes.b, &source, PackedSource::codes)),
             ("scales", lazy(read_as, shapes.scales, &source, PackedSource::scales)),
         ];
         if let Some(shape) = shapes.zero_points {

@@ -1,7 +1,7 @@
 //! Bodies that travel with a model, so that runtimes without our kernels execute its quantized operators.
 
 mod body;
-mod signed;
+mod symmetric;
 mod w3;
 
 use crate::ir::{Error, Function};
@@ -43,16 +43,16 @@ const RECIPES: &[Recipe] = &[
         way_out: "use --target ort, which stores the same codes in 4-bit containers",
     },
     Recipe {
-        op: signed::W8A8,
+        op: symmetric::W8A8,
         layers: "w8a8 layers",
-        bodies: [(signed::LEAST_OPSET, signed::w8a8); 2],
-        way_out: signed::WAY_OUT,
+        bodies: [(symmetric::LEAST_OPSET, symmetric::w8a8); 2],
+        way_out: symmetric::WAY_OUT,
     },
     Recipe {
-        op: signed::W4A8,
+        op: symmetric::W4A8,
         layers: "w4a8 layers",
-        bodies: [(signed::LEAST_OPSET, signed::w4a8); 2],
-        way_out: signed::WAY_OUT,
+        bodies: [(symmetric::LEAST_OPSET, symmetric::w4a8); 2],
+        way_out: symmetric::WAY_OUT,
     },
 ];
 

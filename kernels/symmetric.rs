@@ -1,8 +1,9 @@
-//! What the formats of weights and activations share: rows of signed codes with one scale, and the product that rounds
+//! What the formats of weights and activations share: rows of symmetric codes with one scale, and the product that rounds
 //! activations.
 //!
-//! Codes arrive raised by `2^(bits-1)`, like all codes ([`quantize_symmetric`](crate::affine::quantize_symmetric)), and are
-//! stored in two's complement; flipping the highest bit turns the one into the other.
+//! Codes are stored as they are ([`quantize_symmetric`](crate::affine::quantize_symmetric)), the signed weight plus
+//! `2^(bits-1)`: what multiplies unsigned by signed bytes takes them without a step more, and so does a `MatMulInteger` with a
+//! zero point.
 
 use crate::affine::Codes;
 use crate::error::{Error, length};
@@ -11,8 +12,8 @@ use crate::matmul_nbits::{pack_bits, unpack_bits};
 use crate::pool::Pool;
 use crate::tokens::{Input, Tokens};
 
-/// The highest bit of a code.
-fn sign(format: &Format) -> u8 {
+/// The zero point of all rows.
+fn zero_point(format: &Format) -> u8 {
     1 << (format.bits - 1)
 }
 
@@ -23,20 +24,20 @@ fn sign(format: &Format) -> u8 {
 /// If the codes are not of this format, their lengths do not fit, a scale is not that of a row, or they are not symmetric.
 pub(crate) fn pack(format: &Format, codes: &Codes) -> Packed {
     let &Codes { n, k, group, bits, .. } = codes;
-    let sign = sign(format);
+    let zero = zero_point(format);
     assert_eq!(bits, format.bits, "{} stores codes of {} bits", format.name, format.bits);
     assert_eq!(group, k.max(1), "{} has a scale per output channel", format.name);
-    assert!(codes.zero_points.iter().all(|&zero| zero == sign), "{} has no zero points", format.name);
+    assert!(
+        codes.zero_points.iter().all(|&found| found == zero),
+        "{} has no other zero point than {zero}",
+        format.name
+    );
     codes.check().expect("the codes are as long as their shape says");
 
     let shapes = format.shapes(n, k, group);
     let mut b = vec![0; length(&shapes.b)];
-    let mut row_codes = vec![0; k];
     for (codes, out) in codes.codes.chunks(k.max(1)).zip(b.chunks_mut(shapes.b[1].max(1))) {
-        for (signed, code) in row_codes.iter_mut().zip(codes) {
-            *signed = code ^ sign;
-        }
-        pack_bits(bits, &row_codes, out);
+        pack_bits(bits, codes, out);
     }
     let scales = if k == 0 { vec![0.0; n] } else { codes.scales.clone() };
     Packed { shapes, b, zero_points: Vec::new(), scales }
@@ -50,7 +51,7 @@ pub(crate) fn pack(format: &Format, codes: &Codes) -> Packed {
 pub(crate) fn unpack(format: &Format, stored: &Stored<'_>) -> Result<Codes, Error> {
     stored.check(format)?;
     let &Stored { n, k, group, .. } = stored;
-    let (bits, sign) = (format.bits, sign(format));
+    let bits = format.bits;
     if k == 0 {
         let (codes, scales, zero_points) = (Vec::new(), Vec::new(), Vec::new());
         return Ok(Codes { n, k, group, bits, codes, scales, zero_points });
@@ -58,9 +59,8 @@ pub(crate) fn unpack(format: &Format, stored: &Stored<'_>) -> Result<Codes, Erro
     let mut codes = vec![0; n * k];
     for (codes, packed) in codes.chunks_mut(k).zip(stored.b.chunks(format.shapes(n, k, group).b[1])) {
         unpack_bits(bits, packed, codes);
-        codes.iter_mut().for_each(|code| *code ^= sign);
     }
-    Ok(Codes { n, k, group, bits, codes, scales: stored.scales.to_f32(), zero_points: vec![sign; n] })
+    Ok(Codes { n, k, group, bits, codes, scales: stored.scales.to_f32(), zero_points: vec![zero_point(format); n] })
 }
 
 /// The reference: [`Scheme::WeightActivation`](crate::format::Scheme::WeightActivation), one output at a time, with exact
@@ -102,7 +102,7 @@ macro_rules! kernels {
                 about: "the formula, one output at a time; what the other kernel is judged by",
                 accuracy: Accuracy::Single,
                 fits: |_, _| true,
-                run: |product, y, _| signed::reference(&$format, product, y),
+                run: |product, y, _| symmetric::reference(&$format, product, y),
             },
             Kernel {
                 name: "int8",
