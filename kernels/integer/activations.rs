@@ -1,6 +1,7 @@
 //! Activations as the integer kernels read them: rounded, in the order of a weight's tiles.
 
 use super::buffer::Buffer;
+use super::layout::Order;
 use super::{Decode, Layout};
 use crate::affine::{Levels, is_uneven, low_byte, quantize_group, quantize_rest};
 use crate::pool::Pool;
@@ -8,11 +9,16 @@ use crate::tokens::Input;
 use std::any::TypeId;
 use std::cell::RefCell;
 
-/// Bytes after which the sets of a first-level cache repeat.
-const PAGE: usize = 4096;
-
 /// Rows of activations from which their rounding goes to threads.
 const ROWS_PER_PIECE: usize = 8;
+
+/// Places of a sheaf that has fewer lines than the others: as many, where there is a kernel for that number.
+pub(crate) fn places(lines: usize, together: usize) -> usize {
+    if lines > 4 { together } else { lines }
+}
+
+/// Bytes behind a line in the order of k, so that the last run may be read in whole strides; what they are does not matter.
+const MOST_STRIDE: usize = 8;
 
 /// Lines of a row, at most: high bytes, low bytes, and what is left where groups are uneven.
 pub(crate) const MOST_LIMBS: usize = 3;
@@ -21,8 +27,9 @@ pub(crate) const MOST_LIMBS: usize = 3;
 /// if a group of any row is uneven. The third lines of even groups are zero, so what is computed for a row does not depend on
 /// the others.
 ///
-/// A line is as long as the tiles of a weight's row, zero where those reach beyond k. The buffers are kept between
-/// products, so that after the first of a size nothing is allocated.
+/// A line is as long as the tiles of a weight's row, zero where those reach beyond k. Lines that are multiplied together are
+/// a *sheaf*: the first register of each, then the second of each, and so on, which is the order in which they are read. The
+/// buffers are kept between products, so that after the first of a size nothing is allocated.
 #[derive(Default)]
 pub(crate) struct Activations {
     codes: Buffer<i8>,
@@ -30,19 +37,33 @@ pub(crate) struct Activations {
     lane_scales: Buffer<f32>,
     sums: Buffer<f32>,
     totals: Vec<i32>,
-    order: Vec<u32>,
+    order: Order,
     /// What `order` was made for: a decoder, a group size and a width.
     order_of: Option<(TypeId, usize, usize)>,
     lines: usize,
     limbs: usize,
-    line_stride: usize,
+    /// Lines of a sheaf, and places for lines in the last.
+    together: usize,
+    last: usize,
+    line_bytes: usize,
     group_stride: usize,
     lane_stride: usize,
 }
 
 impl Activations {
     /// Rounds `x: [rows, k]`, or takes what is rounded already.
-    pub(crate) fn set<D: Decode>(&mut self, x: Input<'_>, rows: usize, layout: &Layout, levels: Levels, pool: &Pool) {
+    ///
+    /// `most` is the number of lines that can be multiplied together; a sheaf has whole rows. If `filled`, all sheaves have as
+    /// many places, else the last has as many as [`places`] says.
+    pub(crate) fn set<D: Decode>(
+        &mut self,
+        x: Input<'_>,
+        rows: usize,
+        layout: &Layout,
+        levels: Levels,
+        (most, filled): (usize, bool),
+        pool: &Pool,
+    ) {
         let groups = |x: &[f32]| x.chunks(layout.k.max(1)).flat_map(|x| x.chunks(layout.group.max(1))).any(is_uneven);
         let limbs = match (levels, x) {
             (Levels::Int8 | Levels::Token, _) | (_, Input::Tokens(_)) => 1,
@@ -50,29 +71,35 @@ impl Activations {
         };
         self.lines = rows * limbs;
         self.limbs = limbs;
-        // Half a page more than whole pages: lines that are read side by side fall into different sets of the cache.
-        self.line_stride = (layout.tiles * layout.tile_weights()).next_multiple_of(PAGE) + PAGE / 2;
+        self.together = most - most % limbs;
+        let over = self.lines % self.together;
+        self.last = if over == 0 || filled { self.together } else { places(over, self.together) };
+        self.line_bytes = layout.tiles * layout.tile_weights();
+        let places = self.lines - over + if over == 0 { 0 } else { self.last };
         self.group_stride = layout.padded_groups;
         let order_of = Some((TypeId::of::<D>(), layout.group, layout.width));
         if self.order_of != order_of {
-            layout.order::<D>(&mut self.order);
+            self.order = layout.order::<D>();
             self.order_of = order_of;
         }
-        let codes = self.codes.zeroed(self.lines * self.line_stride);
+        // What lies in places without a line is never looked at.
+        let codes = self.codes.sized(places * self.line_bytes);
         let scales = self.scales.zeroed(self.lines * self.group_stride);
         let sums = self.sums.zeroed(self.lines * self.group_stride);
         self.lane_stride = layout.blocks * layout.lanes();
-        let lane_scales = self.lane_scales.zeroed(self.lines * self.lane_stride);
+        let lane_scales = self.lane_scales.zeroed(places * self.lane_stride);
         self.totals.clear();
         self.totals.resize(self.lines, 0);
         if layout.k == 0 {
             return;
         }
+        // Whole sheaves.
         let piece = ROWS_PER_PIECE * limbs;
+        debug_assert!(piece.is_multiple_of(self.together), "{piece} lines in sheaves of {}", self.together);
         let order = &self.order;
         let pieces = (0..rows)
             .step_by(ROWS_PER_PIECE)
-            .zip(codes.chunks_mut(piece * self.line_stride))
+            .zip(codes.chunks_mut(piece * self.line_bytes))
             .zip(scales.chunks_mut(piece * self.group_stride))
             .zip(sums.chunks_mut(piece * self.group_stride))
             .zip(lane_scales.chunks_mut(piece * self.lane_stride))
@@ -88,20 +115,25 @@ impl Activations {
                 }
                 for limb in 0..limbs {
                     let line = line + limb;
-                    let codes = &mut codes[line * self.line_stride..][..layout.tiles * layout.tile_weights()];
-                    row.arrange(limb, order, codes);
+                    let (sheaf, place) = (line - line % self.together, line % self.together);
+                    let places =
+                        if first * limbs + sheaf + self.together > self.lines { self.last } else { self.together };
+                    let sheaf_codes = &mut codes[sheaf * self.line_bytes..];
+                    arrange(&row.limbs[limb], order, layout.width, sheaf_codes, place, places);
                     let groups = line * self.group_stride..line * self.group_stride + layout.groups;
                     scales[groups.clone()].copy_from_slice(&row.scales[limb]);
                     sums[groups].copy_from_slice(&row.sums[limb]);
                     let scales = &scales[line * self.group_stride..];
-                    let lane_scales = lane_scales[line * self.lane_stride..].chunks_mut(layout.lanes());
-                    for (block, lanes) in lane_scales.take(layout.blocks).enumerate() {
+                    let lane_scales = lane_scales[sheaf * self.lane_stride..].chunks_mut(layout.lanes());
+                    for (block, lanes) in lane_scales.skip(place).step_by(places).take(layout.blocks).enumerate() {
                         let scales = &scales[block * layout.block_groups..][..layout.block_groups];
                         for (lanes, &scale) in lanes.chunks_mut(layout.lanes() / layout.block_groups).zip(scales) {
                             lanes.fill(scale);
                         }
                     }
-                    totals[line] = total(&row.limbs[limb]);
+                    if D::WHOLE_ROWS {
+                        totals[line] = total(&row.limbs[limb][..layout.k]);
+                    }
                 }
             }
             ROW.set(row);
@@ -118,9 +150,14 @@ impl Activations {
         self.limbs
     }
 
-    /// The lines, from the given one on.
+    /// Lines of a sheaf.
+    pub(crate) fn together(&self) -> usize {
+        self.together
+    }
+
+    /// `[registers, places, width]`: the codes of the sheaf that begins with a line.
     pub(crate) fn codes(&self, line: usize) -> &[i8] {
-        &self.codes.as_slice()[line * self.line_stride..]
+        &self.codes.as_slice()[line * self.line_bytes..]
     }
 
     /// `[lines, group_stride]`: the scale of each group, then zeros.
@@ -128,7 +165,8 @@ impl Activations {
         &self.scales.as_slice()[line * self.group_stride..]
     }
 
-    /// `[lines, lane_stride]`: for each block, the scale of the group that each lane of 32 bits belongs to.
+    /// `[blocks, places, lanes]`: for the sheaf that begins with a line, the scale of the group that each lane of 32 bits
+    /// belongs to.
     pub(crate) fn lane_scales(&self, line: usize) -> &[f32] {
         &self.lane_scales.as_slice()[line * self.lane_stride..]
     }
@@ -155,7 +193,7 @@ struct Row {
     /// The integers of the groups, and of what they leave.
     rounded: Vec<f32>,
     rest: Vec<f32>,
-    /// By limb, in the order of k.
+    /// By limb, in the order of k, with [`MOST_STRIDE`] bytes behind.
     limbs: [Vec<i8>; MOST_LIMBS],
     /// By limb and group: what an integer of it stands for, and the sum of what they stand for. The sums of both bytes go with
     /// the first.
@@ -172,7 +210,7 @@ impl Row {
             rounded.resize(length, 0.0);
         }
         for limb in 0..limbs {
-            self.limbs[limb].resize(length, 0);
+            self.limbs[limb].resize(length + MOST_STRIDE, 0);
             for of_groups in [&mut self.scales[limb], &mut self.sums[limb]] {
                 of_groups.clear();
                 of_groups.resize(layout.groups, 0.0);
@@ -211,19 +249,59 @@ impl Row {
         let [own, ..] = &mut self.limbs;
         own.clear();
         own.extend_from_slice(codes);
-        own.resize(layout.tiles * layout.tile_weights(), 0);
+        own.resize(layout.tiles * layout.tile_weights() + MOST_STRIDE, 0);
         self.scales[0].clear();
         self.scales[0].resize(layout.groups, scale);
         self.sums[0].clear();
         self.sums[0].extend(codes.chunks(layout.group).map(|codes| scale * total(codes) as f32));
     }
+}
 
-    /// A limb in the order of the tiles.
-    fn arrange(&self, limb: usize, order: &[u32], out: &mut [i8]) {
-        for (out, natural) in out.chunks_mut(order.len()).zip(self.limbs[limb].chunks(order.len())) {
-            for (out, &place) in out.iter_mut().zip(order) {
-                *out = natural[place as usize];
+multiversion! {
+    /// Brings a line from the order of k into that of the tiles, at its place of a sheaf.
+    fn arrange(natural: &[i8], order: &Order, width: usize, sheaf: &mut [i8], place: usize, places: usize) {
+        let registers = sheaf.chunks_mut(width).skip(place).step_by(places);
+        let of_register = width / order.run;
+        let mut runs = order.starts.chunks(of_register).cycle();
+        let (mut begin, of_period) = (0, order.starts.len() * order.run);
+        for (i, out) in registers.enumerate() {
+            let Some(starts) = runs.next() else { return };
+            if i != 0 && (i * width).is_multiple_of(of_period) {
+                begin += of_period;
             }
+            if begin + of_period > natural.len() {
+                return;
+            }
+            let natural = &natural[begin..];
+            match (order.stride, order.run) {
+                (1, 64) => copy_runs::<1, 64>(natural, starts, out),
+                (1, 32) => copy_runs::<1, 32>(natural, starts, out),
+                (2, 64) => copy_runs::<2, 64>(natural, starts, out),
+                (2, 32) => copy_runs::<2, 32>(natural, starts, out),
+                (2, 16) => copy_runs::<2, 16>(natural, starts, out),
+                (2, 8) => copy_runs::<2, 8>(natural, starts, out),
+                (2, 4) => copy_runs::<2, 4>(natural, starts, out),
+                (4, 64) => copy_runs::<4, 64>(natural, starts, out),
+                (4, 32) => copy_runs::<4, 32>(natural, starts, out),
+                (stride, run) => {
+                    for (out, &start) in out.chunks_mut(run).zip(starts) {
+                        for (out, &q) in out.iter_mut().zip(natural[start as usize..].iter().step_by(stride)) {
+                            *out = q;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Runs of `RUN` bytes, every `STRIDE`th from a start on.
+#[inline(always)]
+fn copy_runs<const STRIDE: usize, const RUN: usize>(natural: &[i8], starts: &[u32], out: &mut [i8]) {
+    for (out, &start) in out.as_chunks_mut::<RUN>().0.iter_mut().zip(starts) {
+        let strides = natural[start as usize..][..STRIDE * RUN].as_chunks::<STRIDE>().0;
+        for (out, stride) in out.iter_mut().zip(strides) {
+            *out = stride[0];
         }
     }
 }

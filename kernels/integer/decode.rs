@@ -19,22 +19,25 @@ pub(crate) trait Decode: 'static {
     const WHOLE_ROWS: bool = false;
     /// Whether registers are low and high nibbles in turn, which may be raised.
     const NIBBLES: bool = false;
-    /// The registers of a tile.
-    type Tile<S: Simd>: AsRef<[S::Bytes]>;
+    /// A tile as it is stored, in registers.
+    type Tile<S: Simd>: Copy;
 
     /// Weights of a tile in registers of `width` bytes.
     fn weights(width: usize) -> usize {
         Self::REGISTERS * width
     }
 
-    /// Tile `index` of the row that starts at `row`. If `raised`, every other register holds 16 times its codes: those of
-    /// high nibbles, which then need no shift ([`Simd::dot`] undoes it).
+    /// Loads tile `index` of the row that starts at `row`.
     ///
     /// # Safety
     ///
     /// `BITS / 8` bytes per weight of the tile must be readable, from where it starts: `index` times that many bytes, or for
     /// thirds that are longer than a register, within its group.
-    unsafe fn tile<S: Simd>(s: S, row: *const u8, index: usize, raised: bool) -> Self::Tile<S>;
+    unsafe fn load<S: Simd>(s: S, row: *const u8, index: usize) -> Self::Tile<S>;
+
+    /// Register `I` of the codes of a tile. If `raised`, odd registers hold 16 times their codes: those of high nibbles, which
+    /// then need no shift ([`Simd::dot`] undoes it).
+    fn codes<S: Simd, const I: usize>(s: S, tile: Self::Tile<S>, raised: bool) -> S::Bytes;
 
     /// The weight (its place along k, counted from the start of the row) of a byte of a register of a tile.
     fn source(width: usize, tile: usize, register: usize, byte: usize) -> usize;
@@ -45,3 +48,17 @@ pub(crate) trait Decode: 'static {
         1
     }
 }
+
+/// Does something for every register of a tile, one after the other, with the number of the register as a constant.
+macro_rules! for_registers {
+    ($decode:ty, |$i:ident| $body:block) => {
+        for_registers!($decode, $i, $body, 0 1 2 3 4 5 6 7);
+    };
+    ($decode:ty, $i:ident, $body:block, $($number:literal)*) => {
+        $({
+            const $i: usize = $number;
+            if $i < <$decode>::REGISTERS $body
+        })*
+    };
+}
+pub(super) use for_registers;

@@ -96,15 +96,32 @@ impl Layout {
         self.registers * self.width
     }
 
-    /// The place along k of every byte of a period of tiles, and the weights of that period.
-    pub(crate) fn order<D: Decode>(&self, order: &mut Vec<u32>) {
-        order.clear();
+    /// The order in which weights leave a tile.
+    pub(crate) fn order<D: Decode>(&self) -> Order {
         let bytes = (0..D::period(self.width)).flat_map(|tile| {
             let registers = (0..self.registers).map(move |register| (tile, register));
             registers.flat_map(|(tile, register)| (0..self.width).map(move |byte| (tile, register, byte)))
         });
-        order.extend(bytes.map(|(tile, register, byte)| D::source(self.width, tile, register, byte) as u32));
+        let places: Vec<usize> =
+            bytes.map(|(tile, register, byte)| D::source(self.width, tile, register, byte)).collect();
+        let stride = places[1] - places[0];
+        let steady = |run: &usize| {
+            places.chunks(*run).all(|run| run.iter().enumerate().all(|(i, &place)| place == run[0] + i * stride))
+        };
+        let run = [64, 32, 16, 8, 4, 2, 1].into_iter().filter(|run| *run <= self.width).find(steady).unwrap_or(1);
+        Order { run, stride, starts: places.iter().step_by(run).map(|&place| place as u32).collect() }
     }
+}
+
+/// The places along k of the bytes of a period of tiles: runs of equal length and stride.
+#[derive(Default)]
+pub(crate) struct Order {
+    /// Bytes of a run; registers hold whole runs.
+    pub(crate) run: usize,
+    /// From one byte of a run to the next.
+    pub(crate) stride: usize,
+    /// Of each run.
+    pub(crate) starts: Vec<u32>,
 }
 
 /// A stored weight whose parts are as long as its shape says.

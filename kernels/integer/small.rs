@@ -1,10 +1,11 @@
 //! Up to 16 rows: every weight is decoded in registers and multiplied at once, so the weight is read from memory once.
 //!
-//! Channels are taken four at a time, k in pieces whose activations stay in the first-level cache. With one or two lines,
-//! several channels share each load of activations and their sums do not wait for one another; with more, lines do that.
+//! Channels are taken four at a time, k in pieces whose activations stay in the first-level cache. Lines of a sheaf share what
+//! is decoded, and where there are registers enough two channels share what is loaded of a sheaf.
 
-use super::activations::{Activations, MOST_LIMBS};
+use super::activations::{Activations, MOST_LIMBS, places};
 use super::channel::Channel;
+use super::decode::for_registers;
 use super::epilogue::Output;
 use super::{Decode, SMALL, Weight};
 use crate::error::Error;
@@ -12,13 +13,12 @@ use crate::simd::{Job, MOST_BYTES, Simd};
 use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::ptr;
 
 /// Channels that are worked on together.
 pub(super) const CHANNELS: usize = 4;
 
 /// Lines that are multiplied in one pass over a channel.
-const MOST_LINES: usize = 8;
+pub(super) const MOST_LINES: usize = 8;
 
 /// All lines of [`SMALL`] rows.
 const ALL_LINES: usize = MOST_LIMBS * SMALL;
@@ -52,11 +52,10 @@ struct Four<'a> {
     tails: &'a [[u8; MOST_TILE]; CHANNELS],
 }
 
-/// Some lines of activations: which, and where their codes and the scales of their lanes begin.
-struct Lines<const R: usize> {
-    numbers: [usize; R],
-    codes: [*const i8; R],
-    scales: [*const f32; R],
+/// A sheaf of `R` places: where its codes and the scales of its lanes begin.
+struct Sheaf<const R: usize> {
+    codes: *const i8,
+    scales: *const f32,
 }
 
 /// What a thread keeps between calls; nothing is cleared that will be written.
@@ -153,24 +152,27 @@ impl<D: Decode> Small<'_, D> {
         }
         let four = Four { rows, scales: &scratch.channels, tails: &scratch.tails };
         let out = &mut scratch.products[which];
-        let mut line = 0;
-        while line < lines {
-            let left = lines - line;
-            match left {
-                5.. => self.lines::<S, 1, MOST_LINES>(s, &four, line, lines, out),
-                4 => self.lines::<S, 1, 4>(s, &four, line, lines, out),
-                3 => self.lines::<S, 1, 3>(s, &four, line, lines, out),
-                2 => self.lines::<S, 2, 2>(s, &four, line, lines, out),
-                _ => self.lines::<S, CHANNELS, 1>(s, &four, line, lines, out),
+        let wide = S::WIDTH == MOST_BYTES;
+        for line in (0..lines).step_by(self.x.together()) {
+            match places((lines - line).min(self.x.together()), self.x.together()) {
+                8 if wide => self.sheaf::<S, 2, 8>(s, &four, line, lines, out),
+                8 => self.sheaf::<S, 1, 8>(s, &four, line, lines, out),
+                6 if wide => self.sheaf::<S, 2, 6>(s, &four, line, lines, out),
+                6 => self.sheaf::<S, 1, 6>(s, &four, line, lines, out),
+                4 if wide => self.sheaf::<S, 2, 4>(s, &four, line, lines, out),
+                4 => self.sheaf::<S, 1, 4>(s, &four, line, lines, out),
+                3 if wide => self.sheaf::<S, 2, 3>(s, &four, line, lines, out),
+                3 => self.sheaf::<S, 1, 3>(s, &four, line, lines, out),
+                2 => self.sheaf::<S, 2, 2>(s, &four, line, lines, out),
+                _ => self.sheaf::<S, CHANNELS, 1>(s, &four, line, lines, out),
             }
-            line += left.min(MOST_LINES);
         }
         Ok(())
     }
 
-    /// The products of `R` lines from `first` on, `C` channels at a time; the last line is taken again where there are fewer.
+    /// The products of a sheaf of `R` places that begins with line `first`, `C` channels at a time.
     #[inline(always)]
-    fn lines<S: Simd, const C: usize, const R: usize>(
+    fn sheaf<S: Simd, const C: usize, const R: usize>(
         &self,
         s: S,
         four: &Four<'_>,
@@ -179,19 +181,17 @@ impl<D: Decode> Small<'_, D> {
         out: &mut Products,
     ) {
         let layout = &self.w.layout;
-        let mut x = Lines { numbers: [0; R], codes: [ptr::null(); R], scales: [ptr::null(); R] };
-        for r in 0..R {
-            let line = (first + r).min(lines - 1);
-            x.numbers[r] = line;
-            x.codes[r] = self.x.codes(line)[..layout.tiles * D::REGISTERS * S::WIDTH].as_ptr();
-            x.scales[r] = self.x.lane_scales(line)[..layout.blocks * layout.lanes()].as_ptr();
-        }
+        let x = Sheaf {
+            codes: self.x.codes(first)[..R * layout.tiles * D::REGISTERS * S::WIDTH].as_ptr(),
+            scales: self.x.lane_scales(first)[..R * layout.blocks * layout.lanes()].as_ptr(),
+        };
+        let lines = R.min(lines - first);
         let mut sums = [[s.floats(0.0); R]; CHANNELS];
         if D::WHOLE_ROWS {
             for c in (0..CHANNELS).step_by(C) {
                 let exact = self.block::<S, C, R>(s, four, c, &x, 0);
                 for (i, exact) in exact.iter().enumerate() {
-                    for (exact, &line) in exact.iter().zip(&x.numbers) {
+                    for (line, exact) in (first..first + lines).zip(exact) {
                         // One block, one scale: exact to the end.
                         let zero = self.x.total(line).wrapping_mul(1 << (D::BITS - 1));
                         let exact = s.sum_ints(*exact).wrapping_sub(zero);
@@ -209,7 +209,7 @@ impl<D: Decode> Small<'_, D> {
             }
         }
         for (c, sums) in sums.iter().enumerate() {
-            for (sum, &line) in sums.iter().zip(&x.numbers) {
+            for (line, sum) in (first..first + lines).zip(sums) {
                 out[c][line] = s.sum(self.offset(s, &four.scales[c], line, *sum));
             }
         }
@@ -223,7 +223,7 @@ impl<D: Decode> Small<'_, D> {
         s: S,
         four: &Four<'_>,
         c: usize,
-        x: &Lines<R>,
+        x: &Sheaf<R>,
         blocks: Range<usize>,
         sums: &mut [[S::Floats; R]; C],
     ) {
@@ -233,13 +233,13 @@ impl<D: Decode> Small<'_, D> {
         for block in blocks {
             let exact = self.block::<S, C, R>(s, four, c, x, block);
             for i in 0..C {
-                // SAFETY: rows of scales are a register longer than the groups of all blocks; lines have a register of scales
-                // for every block, as `lines` has seen.
+                // SAFETY: rows of scales are a register longer than the groups of all blocks; a sheaf has a register of scales
+                // for every block and place, as `sheaf` has seen.
                 unsafe {
                     let scales = four.scales[c + i].scales().as_ptr().add(block * layout.block_groups);
                     let scales = s.spread(s.load_floats(scales), places);
                     for r in 0..R {
-                        let scale = s.mul(scales, s.load_floats(x.scales[r].add(block * S::WIDTH / 4)));
+                        let scale = s.mul(scales, s.load_floats(x.scales.add((block * R + r) * S::WIDTH / 4)));
                         own[i][r] = s.mul_add(s.to_floats(exact[i][r]), scale, own[i][r]);
                     }
                 }
@@ -256,35 +256,84 @@ impl<D: Decode> Small<'_, D> {
         s: S,
         four: &Four<'_>,
         c: usize,
-        x: &Lines<R>,
+        x: &Sheaf<R>,
         block: usize,
     ) -> [[S::Ints; R]; C] {
         let layout = &self.w.layout;
-        let tile_weights = D::REGISTERS * S::WIDTH;
         let raised = S::RAISES && D::NIBBLES && R <= 2;
         let mut exact = [[s.ints(0); R]; C];
         for tile in block * layout.block_tiles..(block + 1) * layout.block_tiles {
-            let mut at = x.codes;
-            for at in &mut at {
-                *at = at.wrapping_add(tile * tile_weights);
-            }
-            for (i, exact) in exact.iter_mut().enumerate() {
-                // SAFETY: a tile below `whole_tiles` lies within the row; a tail holds one more. The lines are as long as all
-                // tiles together, as `lines` has seen.
-                unsafe {
-                    let row = four.rows[c + i].as_ptr();
-                    let codes = if tile < layout.whole_tiles {
-                        // The same place of the channel that comes four channels later.
-                        let next = row.wrapping_add(CHANNELS * layout.row_bytes + tile * layout.tile_bytes);
-                        for byte in (0..D::BITS as usize * D::REGISTERS * S::WIDTH / 8).step_by(64) {
-                            s.prefetch(next.wrapping_add(byte));
-                        }
-                        D::tile(s, row, tile, raised)
-                    } else {
-                        D::tile(s, four.tails[c + i].as_ptr(), 0, raised)
-                    };
-                    *exact = s.dot(*exact, D::BITS, raised, codes.as_ref(), at);
+            // SAFETY: a sheaf is as long as all tiles together, as `sheaf` has seen.
+            unsafe {
+                let at = x.codes.add(tile * D::REGISTERS * R * S::WIDTH);
+                if let (true, [one, other]) = (R > 2, &mut exact[..]) {
+                    let tiles = [self.tile(s, four, c, tile), self.tile(s, four, c + 1, tile)];
+                    [*one, *other] = self.add_tiles(s, [*one, *other], tiles, at, raised);
+                } else {
+                    for (i, exact) in exact.iter_mut().enumerate() {
+                        [*exact] = self.add_tiles(s, [*exact], [self.tile(s, four, c + i, tile)], at, raised);
+                    }
                 }
+            }
+        }
+        exact
+    }
+
+    /// A tile of channel `c` of four.
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "registers are loaded from slices by pointer")]
+    fn tile<S: Simd>(&self, s: S, four: &Four<'_>, c: usize, tile: usize) -> D::Tile<S> {
+        let layout = &self.w.layout;
+        if tile >= layout.whole_tiles {
+            // SAFETY: a tail holds one tile.
+            return unsafe { D::load(s, four.tails[c].as_ptr(), 0) };
+        }
+        let row = four.rows[c].as_ptr();
+        // The same place of the channel that comes four channels later.
+        let next = row.wrapping_add(CHANNELS * layout.row_bytes + tile * layout.tile_bytes);
+        for byte in (0..D::BITS as usize * D::REGISTERS * S::WIDTH / 8).step_by(64) {
+            s.prefetch(next.wrapping_add(byte));
+        }
+        // SAFETY: a tile below `whole_tiles` lies within the row.
+        unsafe { D::load(s, row, tile) }
+    }
+
+    /// Adds the products of tiles of some channels with a sheaf, whose part for the tile is at `x`.
+    ///
+    /// # Safety
+    ///
+    /// As many registers as the tile has must be readable there, for each place of the sheaf.
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "registers are loaded by pointer")]
+    unsafe fn add_tiles<S: Simd, const C: usize, const R: usize>(
+        &self,
+        s: S,
+        mut exact: [[S::Ints; R]; C],
+        tiles: [D::Tile<S>; C],
+        x: *const i8,
+        raised: bool,
+    ) -> [[S::Ints; R]; C] {
+        let mut parts = [[s.ints(0); R]; C];
+        for_registers!(D, |I| {
+            // Sums of few lines would wait for one another.
+            let apart = (raised || R <= 2) && I % 2 == 1;
+            let mut codes = [s.bytes(0); C];
+            for c in 0..C {
+                codes[c] = D::codes::<S, I>(s, tiles[c], raised);
+            }
+            for r in 0..R {
+                for c in 0..C {
+                    // SAFETY: the caller vouches for the register.
+                    unsafe {
+                        let x = x.add((I * R + r) * S::WIDTH);
+                        s.dot(&mut exact[c][r], &mut parts[c][r], D::BITS, apart, codes[c], x);
+                    }
+                }
+            }
+        });
+        for c in 0..C {
+            for r in 0..R {
+                exact[c][r] = s.settle(exact[c][r], parts[c][r], D::BITS, raised);
             }
         }
         exact
@@ -294,7 +343,7 @@ impl<D: Decode> Small<'_, D> {
     #[inline(always)]
     #[expect(unsafe_code, reason = "registers are loaded from slices by pointer")]
     fn offset<S: Simd>(&self, s: S, channel: &Channel, line: usize, mut sum: S::Floats) -> S::Floats {
-        let groups = self.w.layout.padded_groups;
+        let groups = self.w.layout.groups.next_multiple_of(S::WIDTH / 4);
         let (zeros, sums) = (&channel.offsets()[..groups], &self.x.sums(line)[..groups]);
         for group in (0..groups).step_by(S::WIDTH / 4) {
             // SAFETY: both are a whole number of registers long.

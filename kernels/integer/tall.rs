@@ -3,6 +3,7 @@
 use super::activations::Activations;
 use super::buffer::Buffer;
 use super::channel::Channel;
+use super::decode::for_registers;
 use super::epilogue::Output;
 use super::{Decode, Weight};
 use crate::error::Error;
@@ -10,13 +11,17 @@ use crate::simd::{Job, MOST_BYTES, Simd};
 use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::ptr;
 
 /// Registers of channels of a panel.
 const ACROSS: usize = 2;
 
 /// Channels of the widest panel: what threads' ranges are multiples of.
 pub(super) const CHANNELS: usize = ACROSS * MOST_BYTES / 4;
+
+/// Lines that are multiplied together, as many as there are registers for: 32 of the widest, 16 of the others.
+pub(super) fn most_lines(width: usize) -> usize {
+    if width == MOST_BYTES { 8 } else { 4 }
+}
 
 /// The products of some output channels with all lines.
 pub(super) struct Tall<'a, D> {
@@ -125,13 +130,14 @@ impl<D: Decode> Tall<'_, D> {
                 // eight registers of the widest set, and no tile has more.
                 unsafe {
                     let of_tile = if tile < layout.whole_tiles {
-                        D::tile(s, row.as_ptr(), tile, false)
+                        D::load(s, row.as_ptr(), tile)
                     } else {
-                        D::tile(s, tail.as_ptr(), 0, false)
+                        D::load(s, tail.as_ptr(), 0)
                     };
-                    for (i, &register) in of_tile.as_ref().iter().enumerate() {
-                        s.store(register, codes.as_mut_ptr().cast::<u8>().add(i * S::WIDTH));
-                    }
+                    for_registers!(D, |I| {
+                        let register = D::codes::<S, I>(s, of_tile, false);
+                        s.store(register, codes.as_mut_ptr().cast::<u8>().add(I * S::WIDTH));
+                    });
                 }
                 let columns = panel[tile * words * across * 4..].as_chunks_mut::<4>().0;
                 for (column, codes) in columns[j..].iter_mut().step_by(across).zip(&codes[..words]) {
@@ -145,10 +151,11 @@ impl<D: Decode> Tall<'_, D> {
     /// The products of the panel with all lines.
     #[inline(always)]
     fn panel<S: Simd>(&self, s: S, scratch: &mut Scratch, which: usize) {
-        // As many lines as there are registers for: 32 of the widest, 16 of the others.
-        match S::WIDTH {
-            MOST_BYTES => self.lines::<S, 8>(s, scratch, which),
-            _ => self.lines::<S, 4>(s, scratch, which),
+        match self.x.together() {
+            8 => self.lines::<S, 8>(s, scratch, which),
+            6 => self.lines::<S, 6>(s, scratch, which),
+            4 => self.lines::<S, 4>(s, scratch, which),
+            _ => self.lines::<S, 3>(s, scratch, which),
         }
     }
 
@@ -166,14 +173,11 @@ impl<D: Decode> Tall<'_, D> {
         let offsets = &scratch.offsets.as_slice()[..layout.groups * across];
         let out = scratch.products[which].as_mut_slice();
 
-        // Whole rows: of three lines each, 8 registers hold two.
-        let together = R - R % limbs;
-        for first in (0..lines).step_by(together) {
+        for first in (0..lines).step_by(R) {
+            let x = self.x.codes(first)[..R * layout.tiles * tile_weights].as_ptr();
             let mut line = [0; R];
-            let mut x = [ptr::null::<i8>(); R];
-            for r in 0..R {
-                line[r] = (first + r).min(lines - 1);
-                x[r] = self.x.codes(line[r])[..layout.tiles * tile_weights].as_ptr();
+            for (r, line) in line.iter_mut().enumerate() {
+                *line = (first + r).min(lines - 1);
             }
             let mut sums = [[s.floats(0.0); ACROSS]; R];
             for group in 0..layout.groups {
@@ -186,17 +190,17 @@ impl<D: Decode> Tall<'_, D> {
                     }
                 }
                 for register in block * registers..(block + 1) * registers {
-                    let start = register * lanes + within * of_group;
-                    for word in start..start + of_group {
-                        // SAFETY: `word` is one of the four-byte words of all tiles: `codes` holds `across` of them at each
-                        // place, and the lines hold one.
+                    for word in within * of_group..(within + 1) * of_group {
+                        // SAFETY: a word of four bytes in a register of a tile: `codes` holds `across` of them at each place,
+                        // and every line of the sheaf holds one.
                         unsafe {
-                            let at = codes.as_ptr().add(4 * word * across);
+                            let at = codes.as_ptr().add(4 * (register * lanes + word) * across);
                             let codes = [s.load(at), s.load(at.add(S::WIDTH))];
-                            for r in 0..R {
-                                let x = x[r].add(4 * word);
-                                for i in 0..ACROSS {
-                                    exact[r][i] = s.dot_same(exact[r][i], D::BITS, codes[i], x);
+                            let x = x.add(register * R * S::WIDTH + 4 * word);
+                            for (r, exact) in exact.iter_mut().enumerate() {
+                                let x = x.add(r * S::WIDTH);
+                                for (exact, &codes) in exact.iter_mut().zip(&codes) {
+                                    *exact = s.dot_same(*exact, D::BITS, codes, x);
                                 }
                             }
                         }
@@ -217,7 +221,7 @@ impl<D: Decode> Tall<'_, D> {
                     }
                 }
             }
-            for r in (0..together.min(lines - first)).step_by(limbs) {
+            for r in (0..R.min(lines - first)).step_by(limbs) {
                 let row = line[r] / limbs;
                 for (i, &own) in sums[r].iter().enumerate() {
                     let mut sum = own;

@@ -113,41 +113,35 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn dot<const R: usize>(
-        self,
-        mut sums: [__m256i; R],
-        bits: u32,
-        raised: bool,
-        codes: &[__m256i],
-        x: [*const i8; R],
-    ) -> [__m256i; R] {
-        for (sum, x) in sums.iter_mut().zip(x) {
-            // Two products of a code of at most 15 with an activation are at most 2 * 15 * 128 = 3840 in size: the sums of
-            // eight registers fit 16 bits.
-            // SAFETY: the caller vouches for 32 bytes per register of codes; AVX2 (and AVX-VNNI where it is used) is there.
-            unsafe {
-                let mut pairs = _mm256_setzero_si256();
-                let mut others = _mm256_setzero_si256();
-                for (i, &codes) in codes.iter().enumerate() {
-                    let x = _mm256_loadu_si256(x.add(32 * i).cast());
-                    if VNNI {
-                        let sum = if raised && i % 2 == 1 { &mut others } else { &mut *sum };
-                        *sum = _mm256_dpbusd_avx_epi32(*sum, codes, x);
-                    } else if bits > 4 {
-                        *sum = self.dot_words(*sum, codes, x);
-                    } else {
-                        pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(codes, x));
-                    }
-                }
-                if raised {
-                    *sum = _mm256_add_epi32(*sum, _mm256_srai_epi32::<4>(others));
-                }
-                if !VNNI && bits <= 4 {
-                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-                }
+    unsafe fn dot(self, sum: &mut __m256i, part: &mut __m256i, bits: u32, apart: bool, codes: __m256i, x: *const i8) {
+        // SAFETY: the caller vouches for 32 bytes; AVX2 (and AVX-VNNI where it is used) is there.
+        unsafe {
+            let x = _mm256_loadu_si256(x.cast());
+            if VNNI {
+                let sum = if apart { part } else { sum };
+                *sum = _mm256_dpbusd_avx_epi32(*sum, codes, x);
+            } else if bits > 4 {
+                *sum = self.dot_words(*sum, codes, x);
+            } else {
+                // Two products of a code of at most 15 with an activation are at most 2 * 15 * 128 = 3840 in size: the sums of
+                // eight registers fit 16 bits.
+                *part = _mm256_add_epi16(*part, _mm256_maddubs_epi16(codes, x));
             }
         }
-        sums
+    }
+
+    #[inline(always)]
+    fn settle(self, sum: __m256i, part: __m256i, bits: u32, raised: bool) -> __m256i {
+        // SAFETY: AVX2 is there.
+        unsafe {
+            let part = match (VNNI, bits) {
+                (true, _) if raised => _mm256_srai_epi32::<4>(part),
+                (true, _) => part,
+                (false, 5..) => return sum,
+                (false, _) => _mm256_madd_epi16(part, _mm256_set1_epi16(1)),
+            };
+            _mm256_add_epi32(sum, part)
+        }
     }
 
     #[inline(always)]

@@ -140,33 +140,19 @@ impl<const VBMI: bool> Simd for Avx512<VBMI> {
     }
 
     #[inline(always)]
-    unsafe fn dot<const R: usize>(
-        self,
-        mut sums: [__m512i; R],
-        _bits: u32,
-        raised: bool,
-        codes: &[__m512i],
-        x: [*const i8; R],
-    ) -> [__m512i; R] {
-        // Sums of few lines would wait for one another: every other register goes to sums of its own.
-        let mut others = [self.ints(0); R];
-        for (i, &codes) in codes.iter().enumerate() {
-            for r in 0..R {
-                let sum = if (raised || R <= 2) && i % 2 == 1 { &mut others[r] } else { &mut sums[r] };
-                // SAFETY: the caller vouches for 64 bytes per register of codes; AVX-512 VNNI is there.
-                *sum = unsafe { _mm512_dpbusd_epi32(*sum, codes, _mm512_loadu_si512(x[r].add(64 * i).cast())) };
-            }
+    unsafe fn dot(self, sum: &mut __m512i, part: &mut __m512i, _bits: u32, apart: bool, codes: __m512i, x: *const i8) {
+        let sum = if apart { part } else { sum };
+        // SAFETY: the caller vouches for 64 bytes; AVX-512 VNNI is there.
+        *sum = unsafe { _mm512_dpbusd_epi32(*sum, codes, _mm512_loadu_si512(x.cast())) };
+    }
+
+    #[inline(always)]
+    fn settle(self, sum: __m512i, part: __m512i, _bits: u32, raised: bool) -> __m512i {
+        // SAFETY: AVX-512 F is there.
+        unsafe {
+            let part = if raised { _mm512_srai_epi32::<4>(part) } else { part };
+            _mm512_add_epi32(sum, part)
         }
-        if raised || R <= 2 && codes.len() > 1 {
-            for r in 0..R {
-                // SAFETY: AVX-512 F is there.
-                sums[r] = unsafe {
-                    let others = if raised { _mm512_srai_epi32::<4>(others[r]) } else { others[r] };
-                    _mm512_add_epi32(sums[r], others)
-                };
-            }
-        }
-        sums
     }
 
     #[inline(always)]

@@ -66,25 +66,30 @@ pub(crate) trait Simd: Copy {
     /// They must be readable.
     unsafe fn planes<const PIECE: usize>(self, at: *const u8) -> [Self::Bytes; 3];
 
-    /// Adds to every lane of each line's sums the products of its four codes with its four activations, register by
-    /// register.
+    /// Adds the products of four codes with four activations to every lane of sums: a step of the product of a tile, whose
+    /// registers come one after the other.
     ///
     /// Codes are below `2^bits` (a constant where this is inlined); there are at most 8 registers of them. No sum saturates.
-    /// If `raised`, which asks for [`Simd::RAISES`], every other register holds 16 times its codes.
+    /// What is added may go to `part` first; [`Simd::settle`] brings both together when a tile is done. `apart` asks for that,
+    /// so that sums need not wait for one another; with [`Simd::RAISES`] codes that go there may be 16 times as large.
     ///
     /// # Safety
     ///
-    /// `codes.len() * WIDTH` bytes must be readable at each line's activations.
-    unsafe fn dot<const R: usize>(
+    /// `WIDTH` bytes must be readable at `x`.
+    unsafe fn dot(
         self,
-        sums: [Self::Ints; R],
+        sum: &mut Self::Ints,
+        part: &mut Self::Ints,
         bits: u32,
-        raised: bool,
-        codes: &[Self::Bytes],
-        x: [*const i8; R],
-    ) -> [Self::Ints; R];
+        apart: bool,
+        codes: Self::Bytes,
+        x: *const i8,
+    );
 
-    /// As [`Simd::dot`] for one register of codes, with the same four activations for every lane.
+    /// The sum of a tile: `sum`, and `part` of it. If `raised`, what went apart is 16 times too large.
+    fn settle(self, sum: Self::Ints, part: Self::Ints, bits: u32, raised: bool) -> Self::Ints;
+
+    /// As [`Simd::dot`] for the only register of a tile, with the same four activations for every lane.
     ///
     /// # Safety
     ///

@@ -76,23 +76,24 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    unsafe fn dot<const R: usize>(
+    unsafe fn dot(
         self,
-        mut sums: [Self::Ints; R],
+        sum: &mut Self::Ints,
+        _part: &mut Self::Ints,
         _bits: u32,
-        _raised: bool,
-        codes: &[Self::Bytes],
-        x: [*const i8; R],
-    ) -> [Self::Ints; R] {
-        for (sum, x) in sums.iter_mut().zip(x) {
-            for (i, codes) in codes.iter().enumerate() {
-                // SAFETY: the caller vouches for `codes.len() * WIDTH` bytes.
-                let x = unsafe { x.add(i * WIDTH).cast::<[i8; WIDTH]>().read() };
-                let products: [i32; WIDTH] = array::from_fn(|i| i32::from(codes[i]) * i32::from(x[i]));
-                *sum = array::from_fn(|i| sum[i] + products[4 * i..4 * i + 4].iter().sum::<i32>());
-            }
-        }
-        sums
+        _apart: bool,
+        codes: Self::Bytes,
+        x: *const i8,
+    ) {
+        // SAFETY: the caller vouches for `WIDTH` bytes.
+        let x = unsafe { x.cast::<[i8; WIDTH]>().read() };
+        let products: [i32; WIDTH] = array::from_fn(|i| i32::from(codes[i]) * i32::from(x[i]));
+        *sum = array::from_fn(|i| sum[i] + products[4 * i..4 * i + 4].iter().sum::<i32>());
+    }
+
+    #[inline(always)]
+    fn settle(self, sum: Self::Ints, _part: Self::Ints, _bits: u32, _raised: bool) -> Self::Ints {
+        sum
     }
 
     #[inline(always)]

@@ -9,15 +9,24 @@ pub(crate) struct Quarters;
 impl Decode for Quarters {
     const BITS: u32 = 2;
     const REGISTERS: usize = 4;
-    type Tile<S: Simd> = [S::Bytes; 4];
+    type Tile<S: Simd> = S::Bytes;
 
     #[inline(always)]
     #[expect(unsafe_code, reason = "reads the bytes that the caller vouches for")]
-    unsafe fn tile<S: Simd>(s: S, row: *const u8, index: usize, _raised: bool) -> [S::Bytes; 4] {
+    unsafe fn load<S: Simd>(s: S, row: *const u8, index: usize) -> S::Bytes {
         // SAFETY: a tile is `WIDTH` bytes, one after another.
-        let bytes = unsafe { s.load(row.add(index * S::WIDTH)) };
-        let low = s.bytes(0x03);
-        [s.and(bytes, low), s.and(s.shr::<2>(bytes), low), s.and(s.shr::<4>(bytes), low), s.and(s.shr::<6>(bytes), low)]
+        unsafe { s.load(row.add(index * S::WIDTH)) }
+    }
+
+    #[inline(always)]
+    fn codes<S: Simd, const I: usize>(s: S, bytes: S::Bytes, _raised: bool) -> S::Bytes {
+        let lowered = match I {
+            0 => bytes,
+            1 => s.shr::<2>(bytes),
+            2 => s.shr::<4>(bytes),
+            _ => s.shr::<6>(bytes),
+        };
+        s.and(lowered, s.bytes(0x03))
     }
 
     fn source(width: usize, tile: usize, register: usize, byte: usize) -> usize {

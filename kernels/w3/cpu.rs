@@ -14,12 +14,12 @@ impl<const THIRD: usize> Decode for Thirds<THIRD> {
     const ZERO_BITS: u32 = 4;
     const REGISTERS: usize = 8;
     const NIBBLES: bool = true;
-    type Tile<S: Simd> = [S::Bytes; 8];
+    type Tile<S: Simd> = [S::Bytes; 3];
 
     #[inline(always)]
     #[expect(unsafe_code, reason = "reads the bytes that the caller vouches for")]
-    unsafe fn tile<S: Simd>(s: S, row: *const u8, index: usize, raised: bool) -> [S::Bytes; 8] {
-        let [low, middle, high] = if THIRD >= S::WIDTH {
+    unsafe fn load<S: Simd>(s: S, row: *const u8, index: usize) -> [S::Bytes; 3] {
+        if THIRD >= S::WIDTH {
             let tiles = THIRD / S::WIDTH;
             let (group, tile) = (index / tiles, index % tiles);
             // SAFETY: the three planes of a group follow one another.
@@ -30,21 +30,24 @@ impl<const THIRD: usize> Decode for Thirds<THIRD> {
         } else {
             // SAFETY: a tile is `3 * WIDTH` bytes, one after another.
             unsafe { s.planes::<THIRD>(row.add(3 * S::WIDTH * index)) }
-        };
-        // Bytes of two nibbles: low two bits from a low plane, the third from the high one. See the drawing in `w3`.
-        let (two, code) = (s.bytes(0x33), s.bytes(0x07));
-        let pairs = [
-            s.select(two, low, s.shl::<2>(high)),
-            s.select(two, s.shr::<2>(low), s.shl::<1>(high)),
-            s.select(two, middle, high),
-            s.select(two, s.shr::<2>(middle), s.shr::<1>(high)),
-        ];
-        let mut codes = [code; 8];
-        for (i, &pair) in pairs.iter().enumerate() {
-            codes[2 * i] = s.and(pair, code);
-            codes[2 * i + 1] = if raised { s.and(pair, s.bytes(0x70)) } else { s.and(s.shr::<4>(pair), code) };
         }
-        codes
+    }
+
+    #[inline(always)]
+    fn codes<S: Simd, const I: usize>(s: S, [low, middle, high]: [S::Bytes; 3], raised: bool) -> S::Bytes {
+        // Bytes of two nibbles: low two bits from a low plane, the third from the high one. See the drawing in `w3`.
+        let two = s.bytes(0x33);
+        let pair = match I / 2 {
+            0 => s.select(two, low, s.shl::<2>(high)),
+            1 => s.select(two, s.shr::<2>(low), s.shl::<1>(high)),
+            2 => s.select(two, middle, high),
+            _ => s.select(two, s.shr::<2>(middle), s.shr::<1>(high)),
+        };
+        match I % 2 {
+            0 => s.and(pair, s.bytes(0x07)),
+            _ if raised => s.and(pair, s.bytes(0x70)),
+            _ => s.and(s.shr::<4>(pair), s.bytes(0x07)),
+        }
     }
 
     fn source(width: usize, tile: usize, register: usize, byte: usize) -> usize {

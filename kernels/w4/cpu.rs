@@ -11,16 +11,22 @@ impl<const WHOLE_ROWS: bool> Decode for Nibbles<WHOLE_ROWS> {
     const REGISTERS: usize = 2;
     const WHOLE_ROWS: bool = WHOLE_ROWS;
     const NIBBLES: bool = true;
-    type Tile<S: Simd> = [S::Bytes; 2];
+    type Tile<S: Simd> = S::Bytes;
 
     #[inline(always)]
     #[expect(unsafe_code, reason = "reads the bytes that the caller vouches for")]
-    unsafe fn tile<S: Simd>(s: S, row: *const u8, index: usize, raised: bool) -> [S::Bytes; 2] {
+    unsafe fn load<S: Simd>(s: S, row: *const u8, index: usize) -> S::Bytes {
         // SAFETY: a tile is `WIDTH` bytes, one after another.
-        let bytes = unsafe { s.load(row.add(index * S::WIDTH)) };
-        let low = s.bytes(0x0f);
-        let high = if raised { s.and(bytes, s.bytes(0xf0)) } else { s.and(s.shr::<4>(bytes), low) };
-        [s.and(bytes, low), high]
+        unsafe { s.load(row.add(index * S::WIDTH)) }
+    }
+
+    #[inline(always)]
+    fn codes<S: Simd, const I: usize>(s: S, bytes: S::Bytes, raised: bool) -> S::Bytes {
+        match I {
+            0 => s.and(bytes, s.bytes(0x0f)),
+            _ if raised => s.and(bytes, s.bytes(0xf0)),
+            _ => s.and(s.shr::<4>(bytes), s.bytes(0x0f)),
+        }
     }
 
     fn source(width: usize, tile: usize, register: usize, byte: usize) -> usize {
