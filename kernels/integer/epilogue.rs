@@ -2,6 +2,7 @@
 
 use crate::error::{Error, check_length, length};
 use std::marker::PhantomData;
+use std::slice;
 
 /// What is done to `v = W x`: `y = v + bias + residual`, or with a gate `y = silu(v_gate) * v_up + residual`, where the bias
 /// has been added to v.
@@ -89,6 +90,43 @@ impl<'a> Output<'a> {
     /// The channel of the weight that column `j` needs beside channel `j`.
     pub(crate) fn partner(&self, j: usize) -> Option<usize> {
         self.epilogue.gated.then_some(j + self.columns)
+    }
+
+    /// Stores outputs of a row from column `first` on, given the products with those channels and with their partners.
+    ///
+    /// # Safety
+    ///
+    /// No other thread accesses these columns meanwhile.
+    ///
+    /// # Panics
+    ///
+    /// If there are no such elements, or not as many partners.
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "threads write disjoint columns of one slice")]
+    pub(crate) unsafe fn set_columns(&self, row: usize, first: usize, own: &[f32], up: &[f32]) {
+        assert!(row < self.rows && first <= self.columns && own.len() <= self.columns - first, "elements of y");
+        // SAFETY: the elements lie in the slice; the caller keeps others away from these columns.
+        let y = unsafe { slice::from_raw_parts_mut(self.start.add(row * self.columns + first), own.len()) };
+        let Epilogue { bias, gated, residual } = self.epilogue;
+        if gated {
+            assert_eq!(own.len(), up.len(), "a partner for each");
+            for (j, (y, (&own, &up))) in y.iter_mut().zip(own.iter().zip(up)).enumerate() {
+                *y = self.epilogue.finish(row, first + j, own, up, self.columns);
+            }
+            return;
+        }
+        // The same as `finish`, a step for all at a time.
+        y.copy_from_slice(own);
+        if let Some(bias) = bias {
+            for (y, &bias) in y.iter_mut().zip(&bias[first..]) {
+                *y += bias;
+            }
+        }
+        if let Some(residual) = residual {
+            for (y, &residual) in y.iter_mut().zip(&residual[row * self.columns + first..]) {
+                *y += residual;
+            }
+        }
     }
 
     /// Stores the output at `(row, j)`, given the products with channel `j` and its partner.

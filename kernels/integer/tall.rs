@@ -92,13 +92,11 @@ impl<D: Decode> Tall<'_, D> {
             }
             let [own, others] = scratch.products.each_ref().map(Buffer::as_slice);
             for row in 0..rows {
-                for j in 0..count {
-                    let up = if partner.is_some() { others[row * across + j] } else { 0.0 };
-                    #[expect(unsafe_code, reason = "threads write disjoint columns")]
-                    // SAFETY: `channels` of this job are disjoint from those of others.
-                    unsafe {
-                        self.y.set(row, first + j, own[row * across + j], up);
-                    }
+                let part = row * across..row * across + count;
+                #[expect(unsafe_code, reason = "threads write disjoint columns")]
+                // SAFETY: `channels` of this job are disjoint from those of others.
+                unsafe {
+                    self.y.set_columns(row, first, &own[part.clone()], &others[part]);
                 }
             }
         }
