@@ -102,7 +102,11 @@ impl Format {
         w.check(self)?;
         x.check(*rows, w.k)?;
         let outputs = if epilogue.gated { w.n / 2 } else { w.n };
-        let mut y = vec![0.0; rows * outputs];
+        let size = length(&[*rows, outputs]);
+        let mut y = Vec::new();
+        // Without input channels nothing bounds the others.
+        y.try_reserve_exact(size).map_err(|_| Error::Length { what: "y", found: 0, expected: size })?;
+        y.resize(size, 0.0);
         (self.kernel(accuracy, w.k, w.group).run)(product, &mut y, pool)?;
         Ok(y)
     }

@@ -3,6 +3,7 @@
 mod workers;
 
 use self::workers::Workers;
+use crate::isa::isa;
 use std::cell::Cell;
 use std::fmt;
 use std::ops::Range;
@@ -145,6 +146,8 @@ impl Pool {
             return;
         }
         let used = AtomicUsize::new(0);
+        // The threads of a pool have no choice of their own.
+        let chosen = isa();
         let work = |part: usize| {
             /// Ends the thread's state, also when `f` panics.
             struct Guard;
@@ -155,7 +158,7 @@ impl Pool {
             }
             WORKING.set(true);
             let _guard = Guard;
-            if f(part) {
+            if chosen.with(|| f(part)).is_ok_and(|done| done) {
                 used.fetch_add(1, Ordering::Relaxed);
             }
         };

@@ -191,10 +191,10 @@ pub struct Emit {
     /// Operators the result may use.
     #[arg(long, value_enum, default_value = "mbqc")]
     pub target: TargetArg,
-    /// Body of 3-bit layers for runtimes without our kernels; default ort.
+    /// Body of layers of our own operators for runtimes without our kernels; default ort.
     #[arg(long, value_enum)]
     pub fallback: Option<FallbackArg>,
-    /// Arithmetic of quantized layers: auto is f32 for 3 and 4 bits and int8 activations for 2 and 8 bits.
+    /// Arithmetic of weight-only layers: auto is the closest for 3 and 4 bits and int8 activations for 2 and 8 bits.
     #[arg(long, value_enum, default_value = "auto")]
     pub accuracy: AccuracyArg,
 }
@@ -239,7 +239,7 @@ pub enum FallbackArg {
 /// Values of --accuracy.
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AccuracyArg {
-    /// f32 for 3 and 4 bits, int8 activations for 2 and 8.
+    /// The closest for 3 and 4 bits, int8 activations for 2 and 8.
     Auto,
     /// The closest everywhere: f32 in onnxruntime, activations of 16 bits in our kernels.
     Exact,

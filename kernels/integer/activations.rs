@@ -8,6 +8,7 @@ use crate::pool::Pool;
 use crate::tokens::Input;
 use std::any::TypeId;
 use std::cell::RefCell;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Rows of activations from which their rounding goes to threads.
 const ROWS_PER_PIECE: usize = 8;
@@ -64,10 +65,18 @@ impl Activations {
         (most, filled): (usize, bool),
         pool: &Pool,
     ) {
-        let groups = |x: &[f32]| x.chunks(layout.k.max(1)).flat_map(|x| x.chunks(layout.group.max(1))).any(is_uneven);
+        let uneven = |x: &[f32]| x.chunks(layout.k.max(1)).flat_map(|x| x.chunks(layout.group.max(1))).any(is_uneven);
         let limbs = match (levels, x) {
             (Levels::Int8 | Levels::Token, _) | (_, Input::Tokens(_)) => 1,
-            (Levels::Int16, Input::F32(x)) => 2 + usize::from(groups(x)),
+            (Levels::Int16, Input::F32(x)) => {
+                let any = AtomicBool::new(false);
+                pool.for_each(x.chunks((ROWS_PER_PIECE * layout.k).max(1)), |x| {
+                    if !any.load(Ordering::Relaxed) && uneven(x) {
+                        any.store(true, Ordering::Relaxed);
+                    }
+                });
+                2 + usize::from(any.into_inner())
+            }
         };
         self.lines = rows * limbs;
         self.limbs = limbs;

@@ -36,7 +36,7 @@ pub(crate) trait Decode: 'static {
     unsafe fn load<S: Simd>(s: S, row: *const u8, index: usize) -> Self::Tile<S>;
 
     /// Register `I` of the codes of a tile. If `raised`, odd registers hold 16 times their codes: those of high nibbles, which
-    /// then need no shift ([`Simd::dot`] undoes it).
+    /// then need no shift ([`Simd::settle`] undoes it).
     fn codes<S: Simd, const I: usize>(s: S, tile: Self::Tile<S>, raised: bool) -> S::Bytes;
 
     /// The weight (its place along k, counted from the start of the row) of a byte of a register of a tile.

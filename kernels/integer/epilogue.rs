@@ -59,9 +59,9 @@ impl<'a> Epilogue<'a> {
     /// The output at `(row, j)` from `v[j]` and, for a gate, `v[j + outputs]`.
     #[inline(always)]
     fn finish(&self, row: usize, j: usize, v: f32, up: f32, outputs: usize) -> f32 {
-        let bias = |channel: usize| self.bias.map_or(0.0, |bias| bias[channel]);
-        let v = v + bias(j);
-        let v = if self.gated { v / (1.0 + (-v).exp()) * (up + bias(outputs + j)) } else { v };
+        let biased = |v: f32, channel: usize| self.bias.map_or(v, |bias| v + bias[channel]);
+        let v = biased(v, j);
+        let v = if self.gated { v / (1.0 + (-v).exp()) * biased(up, outputs + j) } else { v };
         self.residual.map_or(v, |residual| v + residual[row * outputs + j])
     }
 }
@@ -76,7 +76,7 @@ pub(crate) struct Output<'a> {
 }
 
 #[expect(unsafe_code, reason = "a raw pointer into a slice that is borrowed mutably for as long as the value lives")]
-// SAFETY: the pointer is only used by `set`, whose callers write disjoint columns.
+// SAFETY: the pointer is only used by `set` and `set_columns`, whose callers write disjoint columns.
 unsafe impl Sync for Output<'_> {}
 
 impl<'a> Output<'a> {

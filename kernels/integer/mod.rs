@@ -29,7 +29,6 @@ use self::activations::Activations;
 use crate::affine::Levels;
 use crate::error::Error;
 use crate::format::{Format, Product};
-use crate::isa::isa;
 use crate::pool::Pool;
 use crate::simd;
 use std::cell::RefCell;
@@ -60,7 +59,6 @@ pub(crate) fn product<D: Decode>(
 ) -> Result<(), Error> {
     let &Product { x, rows, w, epilogue } = product;
     x.check(rows, w.k)?;
-    let isa = isa();
     let Some(weight) = Weight::new::<D>(format, &w, simd::width())? else {
         return Err(Error::Group { group: w.group });
     };
@@ -75,12 +73,11 @@ pub(crate) fn product<D: Decode>(
         let failed = std::sync::Mutex::new(None);
         let step = if rows <= SMALL { small::CHANNELS } else { tall::CHANNELS };
         pool.split(outputs, step, LEAST_CHANNELS, |channels| {
-            // The thread of a pool has no choice of its own.
-            let work = || match rows <= SMALL {
+            let done = match rows <= SMALL {
                 true => simd::run(small::Small::<D>::new(&weight, activations, &y, channels)),
                 false => simd::run(tall::Tall::<D>::new(&weight, activations, &y, channels)),
             };
-            if let Err(error) = isa.with(work).and_then(|done| done) {
+            if let Err(error) = done {
                 let mut failed = failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 failed.get_or_insert(error);
             }

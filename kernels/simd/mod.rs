@@ -69,7 +69,8 @@ pub(crate) trait Simd: Copy {
     /// Adds the products of four codes with four activations to every lane of sums: a step of the product of a tile, whose
     /// registers come one after the other.
     ///
-    /// Codes are below `2^bits` (a constant where this is inlined); there are at most 8 registers of them. No sum saturates.
+    /// Codes are below `2^bits` (a constant where this is inlined); there are at most 8 registers of them. No sum saturates;
+    /// sums are modulo 2^32.
     /// What is added may go to `part` first; [`Simd::settle`] brings both together when a tile is done. `apart` asks for that,
     /// so that sums need not wait for one another; with [`Simd::RAISES`] codes that go there may be 16 times as large.
     ///

@@ -88,7 +88,7 @@ impl Simd for Portable {
         // SAFETY: the caller vouches for `WIDTH` bytes.
         let x = unsafe { x.cast::<[i8; WIDTH]>().read() };
         let products: [i32; WIDTH] = array::from_fn(|i| i32::from(codes[i]) * i32::from(x[i]));
-        *sum = array::from_fn(|i| sum[i] + products[4 * i..4 * i + 4].iter().sum::<i32>());
+        *sum = array::from_fn(|i| sum[i].wrapping_add(products[4 * i..4 * i + 4].iter().sum()));
     }
 
     #[inline(always)]
@@ -101,7 +101,7 @@ impl Simd for Portable {
         // SAFETY: the caller vouches for 4 bytes.
         let x = unsafe { x.cast::<[i8; 4]>().read() };
         let products: [i32; WIDTH] = array::from_fn(|i| i32::from(codes[i]) * i32::from(x[i % 4]));
-        array::from_fn(|i| sum[i] + products[4 * i..4 * i + 4].iter().sum::<i32>())
+        array::from_fn(|i| sum[i].wrapping_add(products[4 * i..4 * i + 4].iter().sum()))
     }
 
     #[inline(always)]

@@ -2,10 +2,13 @@
 
 mod support;
 
+use half::{bf16, f16};
 use mbqc_kernels::affine::Codes;
+use mbqc_kernels::dense::convert::{FloatType, from_f32};
 use mbqc_kernels::dense::{layer_norm, rms_norm};
 use mbqc_kernels::{
-    Accuracy, Epilogue, Error, FORMATS, Format, Input, Isa, Kernel, Packed, Pool, Product, Scheme, Spec, Stored, Tokens,
+    Accuracy, Epilogue, Error, FORMATS, Format, Input, Isa, Kernel, Packed, Pool, Product, Scales, Scheme, Spec,
+    Stored, Tokens,
 };
 use support::{Random, codes, codes_of};
 
@@ -112,6 +115,12 @@ fn each(k: usize, group: usize, mut f: impl FnMut(&'static Format, &'static Kern
     }
 }
 
+/// Bell-shaped numbers: none is much larger than the others of its group.
+fn bell(seed: u64) -> impl FnMut(usize) -> f32 {
+    let mut random = Random(seed);
+    move |_| (0..12).map(|_| random.signed()).sum()
+}
+
 /// Numbers of many sizes: a few of them dominate their group.
 fn heavy_tailed(seed: u64) -> impl FnMut(usize) -> f32 {
     let mut random = Random(seed);
@@ -133,12 +142,85 @@ fn every_kernel_agrees_with_f64() {
         (33, 512, 256),
         (2, 96, 24),
         (3, 18944, 128),
+        (7, 1024, 512),
+        (9, 72, 8),
     ];
     for (n, k, group) in shapes {
         each(k, group, |format, kernel, what| {
-            let case = Case::new(format, n, k, group, heavy_tailed(99));
-            for rows in (1..=MOST_ROWS).step_by(if n * k > 8_000 { 4 } else { 1 }) {
-                case.check(kernel, rows, &pool, &format!("{what}, n {n}, {rows} rows"));
+            // Activations of two limbs, and of three.
+            let cases = [Case::new(format, n, k, group, bell(98)), Case::new(format, n, k, group, heavy_tailed(99))];
+            for case in cases {
+                for rows in (1..=MOST_ROWS).step_by(if n * k > 8_000 { 4 } else { 1 }) {
+                    case.check(kernel, rows, &pool, &format!("{what}, n {n}, {rows} rows"));
+                }
+            }
+        });
+    }
+}
+
+/// Scales of every type, at any address, and zero points that are left out are what they stand for: bit for bit.
+#[test]
+fn weights_are_read_as_they_are_stored() {
+    let pool = Pool::single();
+    for (n, k, group) in [(5, 1100, 64), (3, 200, 32), (6, 4304, 128), (2, 2064, 16)] {
+        each(k, group, |format, kernel, what| {
+            let mut case = Case::new(format, n, k, group, bell(7));
+            for scale in &mut case.codes.scales {
+                *scale = bf16::from_f32(*scale).to_f32();
+            }
+            for middle in [false, true] {
+                if middle {
+                    case.codes.zero_points.fill(1 << (format.bits - 1));
+                }
+                case.packed = (format.pack)(&case.codes);
+                let scales = &case.codes.scales;
+                let halves: Vec<f16> = scales.iter().map(|&scale| f16::from_f32(scale)).collect();
+                // One byte further on than anything is aligned to.
+                let bytes = [FloatType::F32, FloatType::F16, FloatType::BF16]
+                    .map(|float| (float, [vec![0u8], from_f32(float, scales)].concat()));
+                let mut stored = vec![Scales::F16(&halves)];
+                stored.extend(bytes.iter().map(|(float, bytes)| Scales::Bytes(*float, &bytes[1..])));
+                for rows in [1, 3, MOST_ROWS] {
+                    let wanted = case.run(kernel, rows, Epilogue::default(), &pool);
+                    let product = case.product(rows, Epilogue::default());
+                    for (which, &scales) in stored.iter().enumerate() {
+                        for left_out in [false, true] {
+                            let zero_points = product.w.zero_points.filter(|_| !(middle && left_out));
+                            let w = Stored { scales, zero_points, ..product.w };
+                            let mut y = vec![f32::NAN; rows * n];
+                            (kernel.run)(&Product { w, ..product }, &mut y, &pool).expect("lengths fit");
+                            assert_eq!(y, wanted, "{what}, {rows} rows, scales {which}, no zero points: {left_out}");
+                        }
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// The largest sums that there are: all codes at the top, all activations at the top, one sign or the other.
+#[test]
+fn the_largest_sums_do_not_overflow() {
+    for (n, k, group) in [(2, 1024, 512), (2, 1024, 128), (2, 512, 256), (2, 131_071, 128), (2, 131_072, 128)] {
+        each(k, group, |format, kernel, what| {
+            // Sums in f32 lose more where all terms have one sign.
+            if !kernel.name.starts_with("int") || (k > 1024 && format.scheme == Scheme::WeightOnly) {
+                return;
+            }
+            for sign in [1.0, -1.0] {
+                let mut case = Case::new(format, n, k, group, |_| sign);
+                let top = u8::MAX >> (8 - format.bits);
+                case.codes.codes[..k].fill(top);
+                case.codes.codes[k..].fill(0);
+                if format.scheme == Scheme::WeightOnly {
+                    let groups = case.codes.groups();
+                    case.codes.zero_points[..groups].fill(0);
+                    case.codes.zero_points[groups..].fill(top);
+                }
+                case.packed = (format.pack)(&case.codes);
+                for rows in [1, 2, 8, MOST_ROWS] {
+                    case.check(kernel, rows, &Pool::single(), &format!("{what}, {rows} rows of {sign}"));
+                }
             }
         });
     }
@@ -205,10 +287,6 @@ fn integers_are_exact() {
 /// a group of 128, so a step of 16 bits is 8e-5 of it; where a few dominate their group, what is left is rounded again.
 #[test]
 fn relative_errors_are_what_the_accuracies_promise() {
-    let bell = |seed| {
-        let mut random = Random(seed);
-        move |_| (0..12).map(|_| random.signed()).sum::<f32>()
-    };
     for format in FORMATS {
         for (what, case, most) in [
             ("bell-shaped", Case::new(format, 64, 3584, 128, bell(5)), [5e-6, 5e-5, 1.2e-2]),
@@ -241,7 +319,7 @@ fn outliers_do_not_drown_the_others() {
         quiet.x.clone_from(&case.x);
         quiet.x.iter_mut().skip(5).step_by(128).for_each(|x| *x = 0.0);
         let kernel = format.kernel(Accuracy::Int16, 1024, case.codes.group);
-        for rows in [1, 3, MOST_ROWS] {
+        for rows in [1, 2, 3, 5, 8, MOST_ROWS] {
             let (loud, quiet_y) =
                 [&case, &quiet].map(|case| case.run(kernel, rows, Epilogue::default(), &Pool::single())).into();
             let (mut error, mut size) = (0.0, 0.0);

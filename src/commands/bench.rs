@@ -21,6 +21,9 @@ use crate::report::progress::Progress;
 /// Bytes that are read to find out how fast memory is: more than a last-level cache holds.
 const READ: usize = 256 << 20;
 
+/// Inputs and outputs of a layer, at most: 2 GiB.
+const MOST_NUMBERS: usize = 1 << 29;
+
 /// Passes over a model's layers, at least.
 const LEAST_PASSES: usize = 3;
 
@@ -97,6 +100,14 @@ pub fn bench(request: &BenchRequest, common: &Common) -> Result<(), Error> {
     let pool = pipeline::pool(common);
     let bandwidth = bandwidth(&pool);
     let mut timings = Vec::new();
+    let widest = layers.iter().map(|layer| layer.layer.k + layer.layer.n).max().unwrap_or(0);
+    if let Some(&rows) = request.rows.iter().find(|&&rows| rows * widest > MOST_NUMBERS) {
+        return Err(Error::Usage(format!(
+            "--rows {rows}: inputs and outputs of the widest layer are {} numbers, at most {MOST_NUMBERS}; ask for {} rows",
+            rows * widest,
+            MOST_NUMBERS / widest
+        )));
+    }
     for &rows in &request.rows {
         progress.say(&format!("{} layers, {rows} rows", layers.len()));
         timings.extend(series(&layers, rows, request, &pool)?);

@@ -127,8 +127,8 @@ struct Product {
 impl PartialEq for Product {
     fn eq(&self, other: &Product) -> bool {
         let parts = |product: &Product| {
-            let Product { layer: QuantizedLayer { format, k, n, group, .. }, zero_points, bias } = product;
-            (format.name, *k, *n, *group, *zero_points, *bias)
+            let Product { layer: QuantizedLayer { format, k, n, group, accuracy }, zero_points, bias } = product;
+            (format.name, *k, *n, *group, *accuracy, *zero_points, *bias)
         };
         parts(self) == parts(other)
     }

@@ -15,7 +15,9 @@ use mbqc_passes::rewrite::apply::can_apply;
 use serde_json::json;
 
 use crate::Error;
-use crate::cli::{AnswerRowsArg, Common, Compile, FloorArg, RangeArg, RhoArg, ScalesArg, TargetArg, UnfoldedArg};
+use crate::cli::{
+    AccuracyArg, AnswerRowsArg, Common, Compile, FloorArg, RangeArg, RhoArg, ScalesArg, TargetArg, UnfoldedArg,
+};
 use crate::report::print;
 use crate::report::progress::Progress;
 
@@ -49,19 +51,28 @@ pub(super) fn tell_idle_options(options: &Compile, method: &Method, progress: &P
         let why = if ours { "--target ort writes" } else { "these formats need" };
         progress.warn(&format!("without effect, because {why} no operator with a body: --fallback"));
     }
-    if !specs.is_empty() && specs.iter().all(|spec| spec.format.scheme == Scheme::WeightActivation) {
-        let switches = [
-            ("--range", options.switches.range.is_some()),
-            ("--method range", options.method.as_deref() == Some("range")),
-        ];
-        let idle: Vec<&str> = switches.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
-        if !idle.is_empty() {
-            let names = idle.join(", ");
-            progress.warn(&format!(
-                "without effect, because these formats are symmetric and their range is that of the largest weight: {names}"
-            ));
-        }
+    if rounds_activations(options) {
+        let warn = |why: &str, switches: &[(&str, bool)]| {
+            let idle: Vec<&str> = switches.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
+            if !idle.is_empty() {
+                progress.warn(&format!("without effect, because {why}: {}", idle.join(", ")));
+            }
+        };
+        let range = options.method.as_deref() == Some("range");
+        warn(
+            "these formats are symmetric and their range is that of the largest weight",
+            &[("--range", options.switches.range.is_some()), ("--method range", range)],
+        );
+        let accuracy = options.emit.accuracy != AccuracyArg::Auto;
+        warn("these formats round activations to 8 bits by their meaning", &[("--accuracy", accuracy)]);
     }
+}
+
+/// Whether all formats that are asked for quantize weights and activations.
+fn rounds_activations(options: &Compile) -> bool {
+    let formats = [&options.format, &options.vision_format, &options.head_format];
+    let mut specs = formats.into_iter().filter_map(|format| format.parse::<Spec>().ok()).peekable();
+    specs.peek().is_some() && specs.all(|spec| spec.format.scheme == Scheme::WeightActivation)
 }
 
 /// Refuses formats that the target cannot carry.
@@ -81,10 +92,11 @@ pub(super) fn pick_method(options: &Compile, progress: &Progress) -> Result<Meth
         (Some(name), _) => name.as_str(),
         (None, Some(_)) => "mbq",
         (None, None) => {
-            progress.say(
-                "no calibration data: ranges are searched data-free. Pass --calib DATA.npz for modality-balanced \
-                 quantization (see README, calibration data)",
-            );
+            let done = if rounds_activations(options) { "weights are rounded" } else { "ranges are searched" };
+            progress.say(&format!(
+                "no calibration data: {done} data-free. Pass --calib DATA.npz for modality-balanced quantization (see README, \
+                 calibration data)"
+            ));
             "range"
         }
     };
