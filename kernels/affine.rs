@@ -27,7 +27,7 @@ mod symmetric;
 
 pub use activations::fake_quantize_tokens;
 pub(crate) use activations::{Levels, is_uneven, quantize_group, quantize_rest};
-pub(crate) use row::low_byte;
+pub(crate) use row::{low_byte, to_bytes};
 pub use search::{POWER, SHRINK, search_range};
 pub use symmetric::quantize_symmetric;
 

@@ -42,6 +42,13 @@ pub struct Shapes {
     pub zero_points: Option<Vec<usize>>,
 }
 
+/// What is stored for an output channel: how many scales, the bytes of a group's codes, and the bytes of all its zero points.
+struct Row {
+    groups: usize,
+    block: usize,
+    zeros: usize,
+}
+
 /// A stored layout with its arithmetic, as a value.
 pub struct Format {
     /// The name without group size: `w3`.
@@ -76,18 +83,24 @@ impl Format {
     /// The shapes of a weight of `n` output channels and `k` input channels in groups of `group` (which a format with a scale
     /// per output channel does not look at). Sizes that overflow are `usize::MAX`.
     pub fn shapes(&self, n: usize, k: usize, group: usize) -> Shapes {
+        let Row { groups, block, zeros } = self.row(k, group);
+        match self.scheme {
+            Scheme::WeightOnly => {
+                Shapes { b: vec![n, groups, block], scales: vec![n, groups], zero_points: Some(vec![n, zeros]) }
+            }
+            Scheme::WeightActivation => Shapes { b: vec![n, block], scales: vec![n], zero_points: None },
+        }
+    }
+
+    fn row(&self, k: usize, group: usize) -> Row {
         let bits = self.bits as usize;
         match self.scheme {
             Scheme::WeightOnly => {
                 let groups = k.div_ceil(group.max(1));
                 let zeros = length(&[groups, self.zero_point_bits as usize]).div_ceil(8);
-                Shapes {
-                    b: vec![n, groups, length(&[group / 8, bits])],
-                    scales: vec![n, groups],
-                    zero_points: Some(vec![n, zeros]),
-                }
+                Row { groups, block: length(&[group / 8, bits]), zeros }
             }
-            Scheme::WeightActivation => Shapes { b: vec![n, k.div_ceil(8 / bits)], scales: vec![n], zero_points: None },
+            Scheme::WeightActivation => Row { groups: 1, block: k.div_ceil(8 / bits), zeros: 0 },
         }
     }
 
@@ -277,13 +290,12 @@ impl<'a> Stored<'a> {
             Scheme::WeightOnly => {}
             Scheme::WeightActivation => check_length("the group (a whole row)", self.group, self.k.max(1))?,
         }
-        let shapes = format.shapes(self.n, self.k, self.group);
-        check_length("the packed codes", self.b.len(), length(&shapes.b))?;
-        check_length("the scales", self.scales.len(), length(&shapes.scales))?;
-        if let Some(zeros) = self.zero_points {
-            check_length("the packed zero points", zeros.len(), shapes.zero_points.map_or(0, |shape| length(&shape)))?;
-        }
-        Ok(())
+        // Lengths alone: every product comes by here.
+        let row = format.row(self.k, self.group);
+        check_length("the packed codes", self.b.len(), length(&[self.n, row.groups, row.block]))?;
+        check_length("the scales", self.scales.len(), length(&[self.n, row.groups]))?;
+        self.zero_points
+            .map_or(Ok(()), |zeros| check_length("the packed zero points", zeros.len(), length(&[self.n, row.zeros])))
     }
 }
 

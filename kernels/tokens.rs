@@ -1,6 +1,6 @@
 //! Activations that are rounded before a product sees them.
 
-use crate::affine::{Levels, low_byte, quantize_group};
+use crate::affine::{Levels, quantize_group, to_bytes};
 use crate::dense::{layer_norm, rms_norm};
 use crate::error::{Error, check_length, length};
 use crate::pool::Pool;
@@ -94,15 +94,6 @@ impl Tokens {
 
 /// Rows that a thread rounds one after the other.
 const ROWS_PER_PIECE: usize = 8;
-
-multiversion! {
-    /// Integers of at most 127, held as f32, as bytes.
-    fn to_bytes(rounded: &[f32], out: &mut [i8]) {
-        for (out, &q) in out.iter_mut().zip(rounded) {
-            *out = low_byte(q);
-        }
-    }
-}
 
 /// The activations of a product.
 #[derive(Clone, Copy, Debug)]

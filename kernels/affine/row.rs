@@ -130,3 +130,12 @@ multiversion! {
 pub(crate) fn low_byte(x: f32) -> i8 {
     (x + 12_582_912.0).to_bits() as i8
 }
+
+multiversion! {
+    /// Integers of at most 127, held as f32, as bytes.
+    pub(crate) fn to_bytes(rounded: &[f32], out: &mut [i8]) {
+        for (out, &q) in out.iter_mut().zip(rounded) {
+            *out = low_byte(q);
+        }
+    }
+}

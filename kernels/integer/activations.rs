@@ -2,20 +2,20 @@
 
 use super::buffer::Buffer;
 use super::layout::Order;
-use super::{Decode, Layout};
-use crate::affine::{Levels, is_uneven, low_byte, quantize_group, quantize_rest};
+use super::{Decode, Layout, SMALL};
+use crate::affine::{Levels, is_uneven, low_byte, quantize_group, quantize_rest, to_bytes};
 use crate::pool::Pool;
+use crate::simd::MOST_BYTES;
 use crate::tokens::Input;
 use std::any::TypeId;
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Rows of activations from which their rounding goes to threads.
+/// Rows of activations that a thread rounds one after the other. Their lines begin with a sheaf of their own.
 const ROWS_PER_PIECE: usize = 8;
 
-/// Places of a sheaf that has fewer lines than the others: as many, where there is a kernel for that number.
-pub(crate) fn places(lines: usize, together: usize) -> usize {
-    if lines > 4 { together } else { lines }
+/// Lines that can be multiplied together in registers of `width` bytes: there are 32 of the widest, 16 of the others.
+pub(crate) const fn most_lines(width: usize) -> usize {
+    if width == MOST_BYTES { 8 } else { 4 }
 }
 
 /// Bytes behind a line in the order of k, so that the last run may be read in whole strides; what they are does not matter.
@@ -24,13 +24,39 @@ const MOST_STRIDE: usize = 8;
 /// Lines of a row, at most: high bytes, low bytes, and what is left where groups are uneven.
 pub(crate) const MOST_LIMBS: usize = 3;
 
-/// Rows of activations as *lines* of signed bytes: one line to a row; two, the high and the low bytes of 16 bits; or three,
-/// if a group of any row is uneven. The third lines of even groups are zero, so what is computed for a row does not depend on
-/// the others.
+/// Lines that are multiplied together.
+#[derive(Clone, Copy)]
+pub(crate) struct Sheaf {
+    /// The first of its lines.
+    pub(crate) first: usize,
+    /// How many there are.
+    pub(crate) lines: usize,
+    /// Places for lines, as many or more; what lies in the others is never looked at.
+    pub(crate) places: usize,
+    /// Whether all of its lines are third ones.
+    sparse: bool,
+    /// Which sheaf it is.
+    index: usize,
+    /// Places of the sheaves before.
+    before: usize,
+}
+
+/// Whose a line is.
+#[derive(Clone, Copy)]
+pub(crate) struct Line {
+    /// The row. Its product is the sum of those of its lines, in their order.
+    pub(crate) row: usize,
+    /// Whether it is the row's first line.
+    pub(crate) leads: bool,
+}
+
+/// Rows of activations as *lines* of signed bytes: one line to a row, or two, the high and the low bytes of 16 bits, and a
+/// third for rows with an uneven group. What is computed for a row does not depend on the others.
 ///
 /// A line is as long as the tiles of a weight's row, zero where those reach beyond k. Lines that are multiplied together are
-/// a *sheaf*: the first register of each, then the second of each, and so on, which is the order in which they are read. The
-/// buffers are kept between products, so that after the first of a size nothing is allocated.
+/// a [`Sheaf`]: the first register of each, then the second of each, and so on, which is the order in which they are read.
+/// Eight rows follow one another, then their third lines, then the next eight rows. The buffers are kept between products,
+/// so that after the first of a size nothing is allocated.
 #[derive(Default)]
 pub(crate) struct Activations {
     codes: Buffer<i8>,
@@ -38,14 +64,15 @@ pub(crate) struct Activations {
     lane_scales: Buffer<f32>,
     sums: Buffer<f32>,
     totals: Vec<i32>,
+    /// `[sheaves, group_stride]`: whether any line of a sheaf has something in a group.
+    used: Vec<bool>,
     order: Order,
     /// What `order` was made for: a decoder, a group size and a width.
     order_of: Option<(TypeId, usize, usize)>,
-    lines: usize,
-    limbs: usize,
-    /// Lines of a sheaf, and places for lines in the last.
-    together: usize,
-    last: usize,
+    /// By row: whether it has a third line.
+    uneven: Vec<bool>,
+    lines: Vec<Line>,
+    sheaves: Vec<Sheaf>,
     line_bytes: usize,
     group_stride: usize,
     lane_stride: usize,
@@ -54,140 +81,243 @@ pub(crate) struct Activations {
 impl Activations {
     /// Rounds `x: [rows, k]`, or takes what is rounded already.
     ///
-    /// `most` is the number of lines that can be multiplied together; a sheaf has whole rows. If `filled`, all sheaves have as
-    /// many places, else the last has as many as [`places`] says.
-    pub(crate) fn set<D: Decode>(
-        &mut self,
-        x: Input<'_>,
-        rows: usize,
-        layout: &Layout,
-        levels: Levels,
-        (most, filled): (usize, bool),
-        pool: &Pool,
-    ) {
-        let uneven = |x: &[f32]| x.chunks(layout.k.max(1)).flat_map(|x| x.chunks(layout.group.max(1))).any(is_uneven);
+    pub(crate) fn set<D: Decode>(&mut self, x: Input<'_>, rows: usize, layout: &Layout, levels: Levels, pool: &Pool) {
         let limbs = match (levels, x) {
-            (Levels::Int8 | Levels::Token, _) | (_, Input::Tokens(_)) => 1,
-            (Levels::Int16, Input::F32(x)) => {
-                let any = AtomicBool::new(false);
-                pool.for_each(x.chunks((ROWS_PER_PIECE * layout.k).max(1)), |x| {
-                    if !any.load(Ordering::Relaxed) && uneven(x) {
-                        any.store(true, Ordering::Relaxed);
-                    }
-                });
-                2 + usize::from(any.into_inner())
-            }
+            (Levels::Int16, Input::F32(_)) => 2,
+            _ => 1,
         };
-        self.lines = rows * limbs;
-        self.limbs = limbs;
-        self.together = most - most % limbs;
-        let over = self.lines % self.together;
-        self.last = if over == 0 || filled { self.together } else { places(over, self.together) };
+        self.uneven.clear();
+        self.uneven.resize(rows, false);
+        if let (2, Input::F32(x)) = (limbs, x) {
+            let piece = (ROWS_PER_PIECE * layout.k).max(1);
+            pool.for_each(x.chunks(piece).zip(self.uneven.chunks_mut(ROWS_PER_PIECE)), |(x, uneven)| {
+                for (x, uneven) in x.chunks(layout.k).zip(uneven) {
+                    *uneven = x.chunks(layout.group).any(is_uneven);
+                }
+            });
+        }
+        let most = most_lines(layout.width);
+        let places = self.arrange_lines(limbs, most);
         self.line_bytes = layout.tiles * layout.tile_weights();
-        let places = self.lines - over + if over == 0 { 0 } else { self.last };
         self.group_stride = layout.padded_groups;
+        self.lane_stride = layout.blocks * layout.lanes();
         let order_of = Some((TypeId::of::<D>(), layout.group, layout.width));
         if self.order_of != order_of {
             self.order = layout.order::<D>();
             self.order_of = order_of;
         }
-        // What lies in places without a line is never looked at.
-        let codes = self.codes.sized(places * self.line_bytes);
-        let scales = self.scales.zeroed(self.lines * self.group_stride);
-        let sums = self.sums.zeroed(self.lines * self.group_stride);
-        self.lane_stride = layout.blocks * layout.lanes();
-        let lane_scales = self.lane_scales.zeroed(places * self.lane_stride);
+        let lines = self.lines.len();
         self.totals.clear();
-        self.totals.resize(self.lines, 0);
+        self.totals.resize(lines, 0);
+        self.used.clear();
+        self.used.resize(self.sheaves.len() * self.group_stride, false);
+        let pieces = Pieces {
+            first: 0,
+            uneven: &self.uneven,
+            sheaves: &self.sheaves,
+            codes: self.codes.sized(places * self.line_bytes),
+            scales: self.scales.zeroed(lines * self.group_stride),
+            sums: self.sums.zeroed(lines * self.group_stride),
+            lane_scales: self.lane_scales.zeroed(places * self.lane_stride),
+            totals: &mut self.totals,
+            used: &mut self.used,
+            strides: Strides {
+                limbs,
+                most,
+                line_bytes: self.line_bytes,
+                groups: self.group_stride,
+                lanes: self.lane_stride,
+            },
+        };
         if layout.k == 0 {
             return;
         }
-        // Whole sheaves.
-        let piece = ROWS_PER_PIECE * limbs;
-        debug_assert!(piece.is_multiple_of(self.together), "{piece} lines in sheaves of {}", self.together);
         let order = &self.order;
-        let pieces = (0..rows)
-            .step_by(ROWS_PER_PIECE)
-            .zip(codes.chunks_mut(piece * self.line_bytes))
-            .zip(scales.chunks_mut(piece * self.group_stride))
-            .zip(sums.chunks_mut(piece * self.group_stride))
-            .zip(lane_scales.chunks_mut(piece * self.lane_stride))
-            .zip(self.totals.chunks_mut(piece));
-        pool.for_each(pieces, |(((((first, codes), scales), sums), lane_scales), totals)| {
+        pool.for_each(pieces, |mut piece| {
             let mut row = ROW.take();
-            for i in 0..ROWS_PER_PIECE.min(rows - first) {
-                let line = i * limbs;
-                let places = (first + i) * layout.k..(first + i + 1) * layout.k;
+            let mut third = piece.uneven.len() * limbs;
+            for (i, &uneven) in piece.uneven.iter().enumerate() {
+                let place = piece.first + i;
+                let at = place * layout.k..(place + 1) * layout.k;
                 match x {
-                    Input::F32(x) => row.round(&x[places], layout, levels, limbs),
-                    Input::Tokens(tokens) => row.copy(&tokens.codes()[places], tokens.scales()[first + i], layout),
+                    Input::F32(x) => row.round(&x[at], layout, levels, limbs + usize::from(uneven)),
+                    Input::Tokens(tokens) => row.copy(&tokens.codes()[at], tokens.scales()[place], layout),
                 }
                 for limb in 0..limbs {
-                    let line = line + limb;
-                    let (sheaf, place) = (line - line % self.together, line % self.together);
-                    let places =
-                        if first * limbs + sheaf + self.together > self.lines { self.last } else { self.together };
-                    let sheaf_codes = &mut codes[sheaf * self.line_bytes..];
-                    arrange(&row.limbs[limb], order, layout.width, sheaf_codes, place, places);
-                    let groups = line * self.group_stride..line * self.group_stride + layout.groups;
-                    scales[groups.clone()].copy_from_slice(&row.scales[limb]);
-                    sums[groups].copy_from_slice(&row.sums[limb]);
-                    let scales = &scales[line * self.group_stride..];
-                    let lane_scales = lane_scales[sheaf * self.lane_stride..].chunks_mut(layout.lanes());
-                    for (block, lanes) in lane_scales.skip(place).step_by(places).take(layout.blocks).enumerate() {
-                        let scales = &scales[block * layout.block_groups..][..layout.block_groups];
-                        for (lanes, &scale) in lanes.chunks_mut(layout.lanes() / layout.block_groups).zip(scales) {
-                            lanes.fill(scale);
-                        }
-                    }
-                    if D::WHOLE_ROWS {
-                        totals[line] = total(&row.limbs[limb][..layout.k]);
-                    }
+                    piece.put::<D>(&row, limb, i * limbs + limb, layout, order);
+                }
+                if uneven {
+                    piece.put::<D>(&row, limbs, third, layout, order);
+                    third += 1;
                 }
             }
             ROW.set(row);
         });
     }
 
-    /// Lines: rows times limbs.
-    pub(crate) fn lines(&self) -> usize {
-        self.lines
+    /// Numbers the lines of all rows and binds them into sheaves; answers the places of all. With few rows there is a kernel
+    /// for any number of lines up to 4.
+    fn arrange_lines(&mut self, limbs: usize, most: usize) -> usize {
+        self.lines.clear();
+        self.sheaves.clear();
+        let few = self.rows() <= SMALL;
+        let mut before = 0;
+        for (piece, uneven) in self.uneven.chunks(ROWS_PER_PIECE).enumerate() {
+            let (start, first) = (self.lines.len(), piece * ROWS_PER_PIECE);
+            for row in first..first + uneven.len() {
+                self.lines.extend((0..limbs).map(|limb| Line { row, leads: limb == 0 }));
+            }
+            let thirds = uneven.iter().enumerate().filter(|(_, uneven)| **uneven);
+            self.lines.extend(thirds.map(|(i, _)| Line { row: first + i, leads: false }));
+            for first in (start..self.lines.len()).step_by(most) {
+                let lines = (self.lines.len() - first).min(most);
+                let places = if few && lines <= 4 { lines } else { most };
+                let sparse = first >= start + uneven.len() * limbs;
+                self.sheaves.push(Sheaf { first, lines, places, sparse, index: self.sheaves.len(), before });
+                before += places;
+            }
+        }
+        before
     }
 
-    /// Lines of a row, 1 to [`MOST_LIMBS`]. The product of a row is the sum of those of its lines.
-    pub(crate) fn limbs(&self) -> usize {
-        self.limbs
+    /// Rows.
+    pub(crate) fn rows(&self) -> usize {
+        self.uneven.len()
     }
 
-    /// Lines of a sheaf.
-    pub(crate) fn together(&self) -> usize {
-        self.together
+    /// Whose the lines are.
+    pub(crate) fn lines(&self) -> &[Line] {
+        &self.lines
     }
 
-    /// `[registers, places, width]`: the codes of the sheaf that begins with a line.
-    pub(crate) fn codes(&self, line: usize) -> &[i8] {
-        &self.codes.as_slice()[line * self.line_bytes..]
+    /// The sheaves, in the order of their lines.
+    pub(crate) fn sheaves(&self) -> &[Sheaf] {
+        &self.sheaves
     }
 
-    /// `[lines, group_stride]`: the scale of each group, then zeros.
+    /// `[registers, places, width]`: the codes of a sheaf.
+    pub(crate) fn codes(&self, sheaf: Sheaf) -> &[i8] {
+        &self.codes.as_slice()[sheaf.before * self.line_bytes..][..sheaf.places * self.line_bytes]
+    }
+
+    /// `[blocks, places, lanes]`: for each line of a sheaf, the scale of the group that each lane of 32 bits belongs to.
+    pub(crate) fn lane_scales(&self, sheaf: Sheaf) -> &[f32] {
+        &self.lane_scales.as_slice()[sheaf.before * self.lane_stride..][..sheaf.places * self.lane_stride]
+    }
+
+    /// `[groups]`: whether a sheaf of third lines, which are mostly zero, has to be multiplied by a group. None if the sheaf
+    /// has others.
+    #[inline(always)]
+    pub(crate) fn used(&self, sheaf: Sheaf) -> Option<&[bool]> {
+        sheaf.sparse.then(|| &self.used[sheaf.index * self.group_stride..][..self.group_stride])
+    }
+
+    /// The scale of each group of a line, then zeros.
     pub(crate) fn scales(&self, line: usize) -> &[f32] {
-        &self.scales.as_slice()[line * self.group_stride..]
+        &self.scales.as_slice()[line * self.group_stride..][..self.group_stride]
     }
 
-    /// `[blocks, places, lanes]`: for the sheaf that begins with a line, the scale of the group that each lane of 32 bits
-    /// belongs to.
-    pub(crate) fn lane_scales(&self, line: usize) -> &[f32] {
-        &self.lane_scales.as_slice()[line * self.lane_stride..]
-    }
-
-    /// `[lines, group_stride]`: scale times the sum of the integers of each group, then zeros.
+    /// Scale times the sum of the integers of each group of a line, then zeros.
     pub(crate) fn sums(&self, line: usize) -> &[f32] {
-        &self.sums.as_slice()[line * self.group_stride..]
+        &self.sums.as_slice()[line * self.group_stride..][..self.group_stride]
     }
 
     /// The sum of a line's integers.
     pub(crate) fn total(&self, line: usize) -> i32 {
         self.totals[line]
+    }
+}
+
+/// What the parts of [`Activations`] are cut by.
+#[derive(Clone, Copy)]
+struct Strides {
+    limbs: usize,
+    most: usize,
+    line_bytes: usize,
+    groups: usize,
+    lanes: usize,
+}
+
+/// The parts of [`Activations`] that belong to [`ROWS_PER_PIECE`] rows, from row `first` on; or all of them, cut into such
+/// parts by the iterator.
+struct Pieces<'a> {
+    first: usize,
+    uneven: &'a [bool],
+    sheaves: &'a [Sheaf],
+    codes: &'a mut [i8],
+    scales: &'a mut [f32],
+    sums: &'a mut [f32],
+    lane_scales: &'a mut [f32],
+    totals: &'a mut [i32],
+    used: &'a mut [bool],
+    strides: Strides,
+}
+
+impl<'a> Iterator for Pieces<'a> {
+    type Item = Pieces<'a>;
+
+    fn next(&mut self) -> Option<Pieces<'a>> {
+        /// Takes the first `n` away.
+        fn cut<'a, T>(all: &mut &'a mut [T], n: usize) -> &'a mut [T] {
+            all.split_off_mut(..n).expect("the parts are as long as their pieces together")
+        }
+        let strides = self.strides;
+        let (uneven, others) = self.uneven.split_at(self.uneven.len().min(ROWS_PER_PIECE));
+        let lines = uneven.len() * strides.limbs + uneven.iter().filter(|uneven| **uneven).count();
+        let (sheaves, other_sheaves) = self.sheaves.split_at(lines.div_ceil(strides.most));
+        let places: usize = sheaves.iter().map(|sheaf| sheaf.places).sum();
+        let piece = Pieces {
+            first: self.first,
+            uneven,
+            sheaves,
+            codes: cut(&mut self.codes, places * strides.line_bytes),
+            scales: cut(&mut self.scales, lines * strides.groups),
+            sums: cut(&mut self.sums, lines * strides.groups),
+            lane_scales: cut(&mut self.lane_scales, places * strides.lanes),
+            totals: cut(&mut self.totals, lines),
+            used: cut(&mut self.used, sheaves.len() * strides.groups),
+            strides,
+        };
+        (self.uneven, self.sheaves) = (others, other_sheaves);
+        self.first += uneven.len();
+        (!uneven.is_empty()).then_some(piece)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let pieces = self.uneven.len().div_ceil(ROWS_PER_PIECE);
+        (pieces, Some(pieces))
+    }
+}
+
+impl ExactSizeIterator for Pieces<'_> {}
+
+impl Pieces<'_> {
+    /// Stores a limb of a rounded row as line `line` of the piece.
+    fn put<D: Decode>(&mut self, row: &Row, limb: usize, line: usize, layout: &Layout, order: &Order) {
+        let strides = self.strides;
+        let (index, place) = (line / strides.most, line % strides.most);
+        let Sheaf { before, places, .. } = self.sheaves[index];
+        let before = before - self.sheaves[0].before;
+        let codes = &mut self.codes[before * strides.line_bytes..][..places * strides.line_bytes];
+        arrange(&row.limbs[limb], order, layout.width, codes, place, places);
+
+        let groups = line * strides.groups..line * strides.groups + layout.groups;
+        self.scales[groups.clone()].copy_from_slice(&row.scales[limb]);
+        self.sums[groups].copy_from_slice(&row.sums[limb]);
+        for (used, &scale) in self.used[index * strides.groups..].iter_mut().zip(&row.scales[limb]) {
+            *used |= scale != 0.0;
+        }
+        let scales = &self.scales[line * strides.groups..];
+        let lane_scales = self.lane_scales[before * strides.lanes..].chunks_mut(layout.lanes());
+        for (block, lanes) in lane_scales.skip(place).step_by(places).take(layout.blocks).enumerate() {
+            let scales = &scales[block * layout.block_groups..][..layout.block_groups];
+            for (lanes, &scale) in lanes.chunks_mut(layout.lanes() / layout.block_groups).zip(scales) {
+                lanes.fill(scale);
+            }
+        }
+        if D::WHOLE_ROWS {
+            self.totals[line] = total(&row.limbs[limb][..layout.k]);
+        }
     }
 }
 
@@ -311,15 +441,6 @@ fn copy_runs<const STRIDE: usize, const RUN: usize>(natural: &[i8], starts: &[u3
         let strides = natural[start as usize..][..STRIDE * RUN].as_chunks::<STRIDE>().0;
         for (out, stride) in out.iter_mut().zip(strides) {
             *out = stride[0];
-        }
-    }
-}
-
-multiversion! {
-    /// Integers of at most 127, held as f32, as bytes.
-    fn to_bytes(rounded: &[f32], out: &mut [i8]) {
-        for (out, &q) in out.iter_mut().zip(rounded) {
-            *out = low_byte(q);
         }
     }
 }

@@ -67,8 +67,7 @@ pub(crate) fn product<D: Decode>(
         return Ok(());
     }
     ACTIVATIONS.with_borrow_mut(|activations| {
-        let sheaves = if rows <= SMALL { (small::MOST_LINES, false) } else { (tall::most_lines(simd::width()), true) };
-        activations.set::<D>(x, rows, &weight.layout, levels, sheaves, pool);
+        activations.set::<D>(x, rows, &weight.layout, levels, pool);
         let y = epilogue::Output::new(y, rows, w.n, epilogue);
         let failed = std::sync::Mutex::new(None);
         let step = if rows <= SMALL { small::CHANNELS } else { tall::CHANNELS };

@@ -3,22 +3,19 @@
 //! Channels are taken four at a time, k in pieces whose activations stay in the first-level cache. Lines of a sheaf share what
 //! is decoded, and where there are registers enough two channels share what is loaded of a sheaf.
 
-use super::activations::{Activations, MOST_LIMBS, places};
+use super::activations::{Activations, Line, MOST_LIMBS, Sheaf, most_lines};
 use super::channel::Channel;
 use super::decode::for_registers;
 use super::epilogue::Output;
 use super::{Decode, SMALL, Weight};
 use crate::error::Error;
-use crate::simd::{Job, MOST_BYTES, Simd};
+use crate::simd::{Abreast, Job, MOST_BYTES, Simd};
 use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Channels that are worked on together.
 pub(super) const CHANNELS: usize = 4;
-
-/// Lines that are multiplied in one pass over a channel.
-pub(super) const MOST_LINES: usize = 8;
 
 /// All lines of [`SMALL`] rows.
 const ALL_LINES: usize = MOST_LIMBS * SMALL;
@@ -53,9 +50,32 @@ struct Four<'a> {
 }
 
 /// A sheaf of `R` places: where its codes and the scales of its lanes begin.
-struct Sheaf<const R: usize> {
+struct Places<const R: usize> {
     codes: *const i8,
     scales: *const f32,
+}
+
+/// The products of four channels with a sheaf of `R` places.
+struct Work<'a, D, const R: usize> {
+    small: &'a Small<'a, D>,
+    four: &'a Four<'a>,
+    sheaf: Sheaf,
+    out: &'a mut Products,
+}
+
+impl<D: Decode, const R: usize> Abreast for Work<'_, D, R> {
+    #[inline(always)]
+    fn run<S: Simd, const C: usize>(self, s: S) {
+        self.small.sheaf::<S, C, R>(s, self.four, self.sheaf, self.out);
+    }
+}
+
+/// Adds the products of lines to those of their rows.
+#[inline(always)]
+fn add_lines(lines: &[Line], products: &[f32; ALL_LINES], rows: &mut [f32; SMALL]) {
+    for (line, product) in lines.iter().zip(products) {
+        rows[line.row] += product;
+    }
 }
 
 /// What a thread keeps between calls; nothing is cleared that will be written.
@@ -104,23 +124,27 @@ impl<D: Decode> Job for Small<'_, D> {
 impl<D: Decode> Small<'_, D> {
     #[inline(always)]
     fn multiply<S: Simd>(&self, s: S, scratch: &mut Scratch) -> Result<(), Error> {
-        let (lines, limbs) = (self.x.lines(), self.x.limbs());
+        let lines = self.x.lines();
+        let rows = self.x.rows();
         let Range { start, end } = self.channels;
         for first in (start..end).step_by(CHANNELS) {
             let count = (end - first).min(CHANNELS);
-            self.four(s, scratch, first, count, lines, 0)?;
+            self.four(s, scratch, first, count, 0)?;
             let partner = self.y.partner(first);
             if let Some(partner) = partner {
-                self.four(s, scratch, partner, count, lines, 1)?;
+                self.four(s, scratch, partner, count, 1)?;
             }
             for j in 0..count {
-                for row in 0..lines / limbs {
-                    let sum = |of: usize| scratch.products[of][j][row * limbs..(row + 1) * limbs].iter().sum();
-                    let up = if partner.is_some() { sum(1) } else { 0.0 };
+                let (mut own, mut up) = ([0.0; SMALL], [0.0; SMALL]);
+                add_lines(lines, &scratch.products[0][j], &mut own);
+                if partner.is_some() {
+                    add_lines(lines, &scratch.products[1][j], &mut up);
+                }
+                for row in 0..rows {
                     #[expect(unsafe_code, reason = "threads write disjoint columns")]
                     // SAFETY: `channels` of this job are disjoint from those of others.
                     unsafe {
-                        self.y.set(row, first + j, sum(0), up);
+                        self.y.set(row, first + j, own[row], up[row]);
                     }
                 }
             }
@@ -136,7 +160,6 @@ impl<D: Decode> Small<'_, D> {
         scratch: &mut Scratch,
         first: usize,
         count: usize,
-        lines: usize,
         which: usize,
     ) -> Result<(), Error> {
         let layout = &self.w.layout;
@@ -152,46 +175,33 @@ impl<D: Decode> Small<'_, D> {
         }
         let four = Four { rows, scales: &scratch.channels, tails: &scratch.tails };
         let out = &mut scratch.products[which];
-        let wide = S::WIDTH == MOST_BYTES;
-        for line in (0..lines).step_by(self.x.together()) {
-            match places((lines - line).min(self.x.together()), self.x.together()) {
-                8 if wide => self.sheaf::<S, 2, 8>(s, &four, line, lines, out),
-                8 => self.sheaf::<S, 1, 8>(s, &four, line, lines, out),
-                6 if wide => self.sheaf::<S, 2, 6>(s, &four, line, lines, out),
-                6 => self.sheaf::<S, 1, 6>(s, &four, line, lines, out),
-                4 if wide => self.sheaf::<S, 2, 4>(s, &four, line, lines, out),
-                4 => self.sheaf::<S, 1, 4>(s, &four, line, lines, out),
-                3 if wide => self.sheaf::<S, 2, 3>(s, &four, line, lines, out),
-                3 => self.sheaf::<S, 1, 3>(s, &four, line, lines, out),
-                2 => self.sheaf::<S, 2, 2>(s, &four, line, lines, out),
-                _ => self.sheaf::<S, CHANNELS, 1>(s, &four, line, lines, out),
+        for &sheaf in self.x.sheaves() {
+            match sheaf.places {
+                8 if most_lines(S::WIDTH) == 8 => s.abreast(Work::<D, 8> { small: self, four: &four, sheaf, out }),
+                4 => s.abreast(Work::<D, 4> { small: self, four: &four, sheaf, out }),
+                3 => s.abreast(Work::<D, 3> { small: self, four: &four, sheaf, out }),
+                2 => self.sheaf::<S, 2, 2>(s, &four, sheaf, out),
+                _ => self.sheaf::<S, CHANNELS, 1>(s, &four, sheaf, out),
             }
         }
         Ok(())
     }
 
-    /// The products of a sheaf of `R` places that begins with line `first`, `C` channels at a time.
+    /// The products of a sheaf of `R` places, `C` channels at a time.
     #[inline(always)]
-    fn sheaf<S: Simd, const C: usize, const R: usize>(
-        &self,
-        s: S,
-        four: &Four<'_>,
-        first: usize,
-        lines: usize,
-        out: &mut Products,
-    ) {
+    fn sheaf<S: Simd, const C: usize, const R: usize>(&self, s: S, four: &Four<'_>, sheaf: Sheaf, out: &mut Products) {
         let layout = &self.w.layout;
-        let x = Sheaf {
-            codes: self.x.codes(first)[..R * layout.tiles * D::REGISTERS * S::WIDTH].as_ptr(),
-            scales: self.x.lane_scales(first)[..R * layout.blocks * layout.lanes()].as_ptr(),
+        let x = Places {
+            codes: self.x.codes(sheaf)[..R * layout.tiles * D::REGISTERS * S::WIDTH].as_ptr(),
+            scales: self.x.lane_scales(sheaf)[..R * layout.blocks * layout.lanes()].as_ptr(),
         };
-        let lines = R.min(lines - first);
+        let lines = sheaf.first..sheaf.first + R.min(sheaf.lines);
         let mut sums = [[s.floats(0.0); R]; CHANNELS];
         if D::WHOLE_ROWS {
             for c in (0..CHANNELS).step_by(C) {
                 let exact = self.block::<S, C, R>(s, four, c, &x, 0);
                 for (i, exact) in exact.iter().enumerate() {
-                    for (line, exact) in (first..first + lines).zip(exact) {
+                    for (line, exact) in lines.clone().zip(exact) {
                         // One block, one scale: exact to the end.
                         let zero = self.x.total(line).wrapping_mul(1 << (D::BITS - 1));
                         let exact = s.sum_ints(*exact).wrapping_sub(zero);
@@ -202,14 +212,26 @@ impl<D: Decode> Small<'_, D> {
             return;
         }
         let blocks = (CACHED / R / (layout.block_tiles * D::REGISTERS * S::WIDTH)).max(1);
-        for start in (0..layout.blocks).step_by(blocks) {
+        let mut end = 0;
+        while end < layout.blocks {
+            let start = end;
+            end = (start + blocks).min(layout.blocks);
+            if let Some(used) = self.x.used(sheaf) {
+                // A run of blocks that are needed, or of others.
+                let groups = |block: usize| &used[block * layout.block_groups..(block + 1) * layout.block_groups];
+                let needed = groups(start).contains(&true);
+                end = (start..end).find(|&block| groups(block).contains(&true) != needed).unwrap_or(end);
+                if !needed {
+                    continue;
+                }
+            }
             for c in (0..CHANNELS).step_by(C) {
                 let sums: &mut [_; C] = (&mut sums[c..c + C]).try_into().expect("C divides the number of channels");
-                self.blocks(s, four, c, &x, start..(start + blocks).min(layout.blocks), sums);
+                self.blocks(s, four, c, &x, start..end, sums);
             }
         }
         for (c, sums) in sums.iter().enumerate() {
-            for (line, sum) in (first..first + lines).zip(sums) {
+            for (line, sum) in lines.clone().zip(sums) {
                 out[c][line] = s.sum(self.offset(s, &four.scales[c], line, *sum));
             }
         }
@@ -223,7 +245,7 @@ impl<D: Decode> Small<'_, D> {
         s: S,
         four: &Four<'_>,
         c: usize,
-        x: &Sheaf<R>,
+        x: &Places<R>,
         blocks: Range<usize>,
         sums: &mut [[S::Floats; R]; C],
     ) {
@@ -256,7 +278,7 @@ impl<D: Decode> Small<'_, D> {
         s: S,
         four: &Four<'_>,
         c: usize,
-        x: &Sheaf<R>,
+        x: &Places<R>,
         block: usize,
     ) -> [[S::Ints; R]; C] {
         let layout = &self.w.layout;

@@ -1,6 +1,6 @@
 //! Many rows: a panel of output channels is decoded once, with its channels side by side, and multiplied by all lines.
 
-use super::activations::Activations;
+use super::activations::{Activations, most_lines};
 use super::buffer::Buffer;
 use super::channel::Channel;
 use super::decode::for_registers;
@@ -17,11 +17,6 @@ const ACROSS: usize = 2;
 
 /// Channels of the widest panel: what threads' ranges are multiples of.
 pub(super) const CHANNELS: usize = ACROSS * MOST_BYTES / 4;
-
-/// Lines that are multiplied together, as many as there are registers for: 32 of the widest, 16 of the others.
-pub(super) fn most_lines(width: usize) -> usize {
-    if width == MOST_BYTES { 8 } else { 4 }
-}
 
 /// The products of some output channels with all lines.
 pub(super) struct Tall<'a, D> {
@@ -73,7 +68,7 @@ impl<D: Decode> Tall<'_, D> {
     #[inline(always)]
     fn multiply<S: Simd>(&self, s: S, scratch: &mut Scratch) -> Result<(), Error> {
         let across = ACROSS * S::WIDTH / 4;
-        let rows = self.x.lines() / self.x.limbs();
+        let rows = self.x.rows();
         let layout = &self.w.layout;
         scratch.channel.reserve(layout.padded_groups);
         scratch.codes.sized(layout.tiles * layout.tile_weights() * across);
@@ -149,11 +144,10 @@ impl<D: Decode> Tall<'_, D> {
     /// The products of the panel with all lines.
     #[inline(always)]
     fn panel<S: Simd>(&self, s: S, scratch: &mut Scratch, which: usize) {
-        match self.x.together() {
-            8 => self.lines::<S, 8>(s, scratch, which),
-            6 => self.lines::<S, 6>(s, scratch, which),
-            4 => self.lines::<S, 4>(s, scratch, which),
-            _ => self.lines::<S, 3>(s, scratch, which),
+        if most_lines(S::WIDTH) == 8 {
+            self.lines::<S, 8>(s, scratch, which);
+        } else {
+            self.lines::<S, 4>(s, scratch, which);
         }
     }
 
@@ -162,7 +156,6 @@ impl<D: Decode> Tall<'_, D> {
     fn lines<S: Simd, const R: usize>(&self, s: S, scratch: &mut Scratch, which: usize) {
         let layout = &self.w.layout;
         let (lanes, across) = (S::WIDTH / 4, ACROSS * S::WIDTH / 4);
-        let (lines, limbs) = (self.x.lines(), self.x.limbs());
         let tile_weights = D::REGISTERS * S::WIDTH;
         // Registers of a block, and the lanes of each that belong to one group.
         let (registers, of_group) = (layout.block_tiles * D::REGISTERS, lanes / layout.block_groups);
@@ -171,14 +164,18 @@ impl<D: Decode> Tall<'_, D> {
         let offsets = &scratch.offsets.as_slice()[..layout.groups * across];
         let out = scratch.products[which].as_mut_slice();
 
-        for first in (0..lines).step_by(R) {
-            let x = self.x.codes(first)[..R * layout.tiles * tile_weights].as_ptr();
+        for &sheaf in self.x.sheaves() {
+            let x = self.x.codes(sheaf)[..R * layout.tiles * tile_weights].as_ptr();
             let mut line = [0; R];
             for (r, line) in line.iter_mut().enumerate() {
-                *line = (first + r).min(lines - 1);
+                *line = sheaf.first + r.min(sheaf.lines - 1);
             }
             let mut sums = [[s.floats(0.0); ACROSS]; R];
+            let used = self.x.used(sheaf);
             for group in 0..layout.groups {
+                if used.is_some_and(|used| !used[group]) {
+                    continue;
+                }
                 let (block, within) = (group / layout.block_groups, group % layout.block_groups);
                 let mut exact = [[s.ints(0); ACROSS]; R];
                 if D::WHOLE_ROWS {
@@ -219,16 +216,15 @@ impl<D: Decode> Tall<'_, D> {
                     }
                 }
             }
-            for r in (0..R.min(lines - first)).step_by(limbs) {
-                let row = line[r] / limbs;
-                for (i, &own) in sums[r].iter().enumerate() {
-                    let mut sum = own;
-                    for other in &sums[r + 1..r + limbs] {
-                        sum = s.add(sum, other[i]);
+            for (&line, sums) in self.x.lines()[sheaf.first..][..sheaf.lines].iter().zip(&sums) {
+                for (i, &sum) in sums.iter().enumerate() {
+                    let place = line.row * across + i * lanes;
+                    let place = &mut out[place..place + lanes];
+                    // SAFETY: a register of the row's products.
+                    unsafe {
+                        let sum = if line.leads { sum } else { s.add(s.load_floats(place.as_ptr()), sum) };
+                        s.store_floats(sum, place.as_mut_ptr());
                     }
-                    let place = row * across + i * lanes;
-                    // SAFETY: a register of the row's products, checked by the slice.
-                    unsafe { s.store_floats(sum, out[place..place + lanes].as_mut_ptr()) }
                 }
             }
         }

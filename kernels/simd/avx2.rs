@@ -1,6 +1,6 @@
 //! AVX2 (with FMA and F16C, which every machine with AVX2 has), and AVX-VNNI on top of it.
 
-use super::{Job, Simd, plane_words};
+use super::{Abreast, Job, Simd, plane_words};
 use std::arch::x86_64::*;
 use std::array;
 
@@ -142,6 +142,11 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             };
             _mm256_add_epi32(sum, part)
         }
+    }
+
+    #[inline(always)]
+    fn abreast<A: Abreast>(self, work: A) {
+        work.run::<Self, 1>(self);
     }
 
     #[inline(always)]

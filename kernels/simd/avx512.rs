@@ -1,6 +1,6 @@
 //! AVX-512 with BW and VNNI, and VBMI on top of it.
 
-use super::{Job, Simd, plane_words};
+use super::{Abreast, Job, Simd, plane_words};
 use std::arch::x86_64::*;
 use std::array;
 
@@ -153,6 +153,11 @@ impl<const VBMI: bool> Simd for Avx512<VBMI> {
             let part = if raised { _mm512_srai_epi32::<4>(part) } else { part };
             _mm512_add_epi32(sum, part)
         }
+    }
+
+    #[inline(always)]
+    fn abreast<A: Abreast>(self, work: A) {
+        work.run::<Self, 2>(self);
     }
 
     #[inline(always)]

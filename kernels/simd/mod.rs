@@ -70,8 +70,7 @@ pub(crate) trait Simd: Copy {
     /// registers come one after the other.
     ///
     /// Codes are below `2^bits` (a constant where this is inlined); there are at most 8 registers of them. No sum saturates;
-    /// sums are modulo 2^32.
-    /// What is added may go to `part` first; [`Simd::settle`] brings both together when a tile is done. `apart` asks for that,
+    /// sums are modulo 2^32. What is added may go to `part` first; [`Simd::settle`] brings both together when a tile is done. `apart` asks for that,
     /// so that sums need not wait for one another; with [`Simd::RAISES`] codes that go there may be 16 times as large.
     ///
     /// # Safety
@@ -89,6 +88,9 @@ pub(crate) trait Simd: Copy {
 
     /// The sum of a tile: `sum`, and `part` of it. If `raised`, what went apart is 16 times too large.
     fn settle(self, sum: Self::Ints, part: Self::Ints, bits: u32, raised: bool) -> Self::Ints;
+
+    /// Does something with as many channels side by side as there are registers for, each with several lines.
+    fn abreast<A: Abreast>(self, work: A);
 
     /// As [`Simd::dot`] for the only register of a tile, with the same four activations for every lane.
     ///
@@ -162,6 +164,12 @@ pub(crate) trait Job {
     fn run<S: Simd>(self, s: S) -> Self::Output;
 }
 
+/// Something that is done with some channels side by side.
+pub(crate) trait Abreast {
+    /// Does it with `C` at a time. `#[inline(always)]`, as everything that it calls with `s`.
+    fn run<S: Simd, const C: usize>(self, s: S);
+}
+
 /// Bytes of a register of the set that [`run`] will use.
 pub(crate) fn width() -> usize {
     match isa() {
@@ -176,7 +184,7 @@ pub(crate) fn width() -> usize {
 }
 
 /// Computes `job` with the instruction set that [`isa`] names.
-#[inline]
+#[inline(never)]
 pub(crate) fn run<J: Job>(job: J) -> J::Output {
     match isa() {
         Isa::Scalar => job.run(portable::Portable),

@@ -1,6 +1,6 @@
 //! Plain arrays: correct on every machine, and what the compiler makes vectors of where the architecture has any.
 
-use super::{Simd, plane_words};
+use super::{Abreast, Simd, plane_words};
 use half::f16;
 use std::array;
 
@@ -94,6 +94,11 @@ impl Simd for Portable {
     #[inline(always)]
     fn settle(self, sum: Self::Ints, _part: Self::Ints, _bits: u32, _raised: bool) -> Self::Ints {
         sum
+    }
+
+    #[inline(always)]
+    fn abreast<A: Abreast>(self, work: A) {
+        work.run::<Self, 1>(self);
     }
 
     #[inline(always)]

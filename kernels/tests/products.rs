@@ -336,6 +336,42 @@ fn outliers_do_not_drown_the_others() {
     }
 }
 
+/// Some rows have outliers, in one group each: they are as exact as the others, which do not notice.
+#[test]
+fn rows_with_outliers_among_others() {
+    let (n, k, group) = (37, 1024, 128);
+    let loud_rows = [2, 3, 11, 16];
+    each(k, group, |format, kernel, what| {
+        if kernel.accuracy != Accuracy::Int16 {
+            return;
+        }
+        let mut quiet = Case::new(format, n, k, group, bell(23));
+        let mut loud = Case::new(format, n, k, group, bell(23));
+        for row in loud_rows {
+            loud.x[row * k + 3 * group + row] = 1000.0;
+            quiet.x[row * k + 3 * group + row] = 0.0;
+        }
+        for rows in (1..=9).chain(15..=MOST_ROWS) {
+            let [y, quiet_y] = [&loud, &quiet].map(|case| case.run(kernel, rows, Epilogue::default(), &Pool::new(2)));
+            for row in 0..rows {
+                let of_row = row * n..(row + 1) * n;
+                if !loud_rows.contains(&row) {
+                    assert_eq!(y[of_row.clone()], quiet_y[of_row], "{what}, row {row} of {rows}");
+                    continue;
+                }
+                let (mut error, mut size) = (0.0, 0.0);
+                for (channel, &y) in y[of_row].iter().enumerate() {
+                    let [loud, quiet] = [&loud, &quiet].map(|case| case.exact(row, channel, Accuracy::Single).0);
+                    error += (f64::from(y) - loud).powi(2);
+                    size += quiet.powi(2);
+                }
+                let relative = (error / size).sqrt();
+                assert!(relative <= 2e-4, "{what}, row {row} of {rows}: {relative:e}");
+            }
+        }
+    });
+}
+
 #[test]
 fn neither_threads_nor_other_rows_change_an_output() {
     let (n, k, group) = (333, 200, 64);
