@@ -319,6 +319,9 @@ pub enum Command {
         /// Where the outputs go.
         #[arg(long)]
         outputs: PathBuf,
+        /// Compute as many times more, and tell the median time.
+        #[arg(long, value_name = "TIMES", default_value_t = 0)]
+        repeat: usize,
         /// Common options.
         #[command(flatten)]
         common: Common,

@@ -76,7 +76,9 @@ fn run(cli: Cli) -> Result<(), Error> {
             let what = commands::VerifyRequest { fp, quantized, data, samples, image_token_id, logits };
             commands::verify(&what, &common)
         }
-        Some(Command::Run { model, inputs, outputs, common }) => commands::run(&model, &inputs, &outputs, &common),
+        Some(Command::Run { model, inputs, outputs, repeat, common }) => {
+            commands::run(&model, &inputs, &outputs, repeat, &common)
+        }
         Some(Command::Bench { model, rows, seconds, common }) => {
             commands::bench(&commands::BenchRequest { model, rows, seconds }, &common)
         }

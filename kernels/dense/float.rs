@@ -1,18 +1,57 @@
 //! The two types that dense operations compute in.
 
+use super::elementary;
 use std::fmt::Debug;
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Div, DivAssign, Mul, MulAssign, Neg, Sub, SubAssign};
 
 mod sealed {
-    pub trait Sealed {}
-    impl Sealed for f32 {}
-    impl Sealed for f64 {}
+    /// What is computed for many elements at a time, in single precision by code of our own. Slices are equally long.
+    pub trait Elementary: Sized {
+        fn exp_all(x: &[Self], y: &mut [Self]);
+        fn tanh_all(x: &[Self], y: &mut [Self]);
+        fn sigmoid_all(x: &[Self], y: &mut [Self]);
+        fn softmax_row(row: &mut [Self]);
+    }
+}
+pub(super) use sealed::Elementary;
+
+impl Elementary for f32 {
+    fn exp_all(x: &[f32], y: &mut [f32]) {
+        elementary::exp_all(x, y);
+    }
+    fn tanh_all(x: &[f32], y: &mut [f32]) {
+        elementary::tanh_all(x, y);
+    }
+    fn sigmoid_all(x: &[f32], y: &mut [f32]) {
+        elementary::sigmoid_all(x, y);
+    }
+    fn softmax_row(row: &mut [f32]) {
+        elementary::softmax_row(row);
+    }
+}
+
+impl Elementary for f64 {
+    fn exp_all(x: &[f64], y: &mut [f64]) {
+        y.iter_mut().zip(x).for_each(|(y, x)| *y = x.exp());
+    }
+    fn tanh_all(x: &[f64], y: &mut [f64]) {
+        y.iter_mut().zip(x).for_each(|(y, x)| *y = x.tanh());
+    }
+    fn sigmoid_all(x: &[f64], y: &mut [f64]) {
+        y.iter_mut().zip(x).for_each(|(y, x)| *y = 1.0 / (1.0 + (-x).exp()));
+    }
+    fn softmax_row(row: &mut [f64]) {
+        let max = row.iter().fold(f64::NEG_INFINITY, |max, &x| if x > max { x } else { max });
+        row.iter_mut().for_each(|x| *x = (*x - max).exp());
+        let sum: f64 = row.iter().sum();
+        row.iter_mut().for_each(|x| *x /= sum);
+    }
 }
 
 /// f32 or f64.
 pub trait Float:
-    sealed::Sealed
+    sealed::Elementary
     + Copy
     + Debug
     + Default

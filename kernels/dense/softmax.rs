@@ -13,14 +13,6 @@ use super::float::Float;
 pub fn softmax<T: Float>(x: &mut [T], columns: usize) {
     assert!(x.is_empty() || (columns != 0 && x.len().is_multiple_of(columns)), "x is [rows, columns]");
     for row in x.chunks_mut(columns.max(1)) {
-        let max = row.iter().fold(T::NEG_INFINITY, |max, &x| if x > max { x } else { max });
-        let mut sum = T::ZERO;
-        for x in row.iter_mut() {
-            *x = (*x - max).exp();
-            sum += *x;
-        }
-        for x in row.iter_mut() {
-            *x /= sum;
-        }
+        T::softmax_row(row);
     }
 }

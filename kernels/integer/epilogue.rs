@@ -1,5 +1,6 @@
 //! What is done to a product before it is stored.
 
+use crate::dense::elementary::sigmoid_f32;
 use crate::error::{Error, check_length, length};
 use std::marker::PhantomData;
 use std::slice;
@@ -11,7 +12,7 @@ pub struct Epilogue<'a> {
     /// `[n]`.
     pub bias: Option<&'a [f32]>,
     /// The weight is two, one above the other, `[gate; up]` with n/2 rows each, and there are n/2 outputs. `silu(v)` is
-    /// `v / (1 + exp(-v))`, in f32.
+    /// `v / (1 + exp(-v))`, as `v` times [`sigmoid`](crate::dense::sigmoid) in f32.
     pub gated: bool,
     /// `[rows, outputs]`, added last.
     pub residual: Option<&'a [f32]>,
@@ -61,7 +62,7 @@ impl<'a> Epilogue<'a> {
     fn finish(&self, row: usize, j: usize, v: f32, up: f32, outputs: usize) -> f32 {
         let biased = |v: f32, channel: usize| self.bias.map_or(v, |bias| v + bias[channel]);
         let v = biased(v, j);
-        let v = if self.gated { v / (1.0 + (-v).exp()) * biased(up, outputs + j) } else { v };
+        let v = if self.gated { v * sigmoid_f32(v) * biased(up, outputs + j) } else { v };
         self.residual.map_or(v, |residual| v + residual[row * outputs + j])
     }
 }

@@ -2,8 +2,8 @@
 
 use half::{bf16, f16};
 use mbqc_kernels::dense::convert::{FloatType, from_f32, to_f32, to_f32_vec};
-use mbqc_kernels::dense::{Accumulate, Mat, gemm, layer_norm, rms_norm, softmax, transpose_rows};
-use mbqc_kernels::{Float, Pool};
+use mbqc_kernels::dense::{Accumulate, Mat, exp, gemm, layer_norm, rms_norm, sigmoid, softmax, tanh, transpose_rows};
+use mbqc_kernels::{Float, Isa, Pool};
 
 /// Numbers in -1..1, the same for the same seed.
 fn random<T: Float>(count: usize, seed: u64) -> Vec<T> {
@@ -175,6 +175,47 @@ fn softmax_of_masked_rows() {
     softmax(&mut far, 3);
     assert_eq!(far, [1.0, 0.0, 0.0]);
     softmax::<f32>(&mut [], 0);
+}
+
+/// Over all floats, in steps of their bits: units in the last place that results are off, at most, where they are not below
+/// `least`.
+fn check_elementary(f: fn(&[f32], &mut [f32]), exact: fn(f64) -> f64, most: f64, least: f32, what: &str) {
+    let x: Vec<f32> = (0..=u32::MAX).step_by(4099).map(f32::from_bits).collect();
+    let mut y = vec![0.0; x.len()];
+    f(&x, &mut y);
+    for (&x, &y) in x.iter().zip(&y) {
+        let wanted = exact(f64::from(x));
+        if wanted.is_nan() {
+            assert!(y.is_nan(), "{what} of {x:e}: {y:e}");
+            continue;
+        }
+        let nearest = wanted as f32;
+        if nearest.is_infinite() {
+            assert_eq!(y, nearest, "{what} of {x:e}");
+            continue;
+        }
+        let unit = f64::from(f32::from_bits(nearest.abs().to_bits() + 1)) - f64::from(nearest.abs());
+        let error = (f64::from(y) - wanted).abs() / unit;
+        assert!(
+            error <= most || wanted.abs().max(f64::from(y.abs())) < f64::from(least),
+            "{what} of {x:e}: {y:e} for {wanted:e}, {error} units off"
+        );
+    }
+    for isa in Isa::available() {
+        let mut other = vec![0.0; x.len()];
+        isa.with(|| f(&x, &mut other)).expect("it is available");
+        let same =
+            y.iter().zip(&other).all(|(y, other)| y.to_bits() == other.to_bits() || (y.is_nan() && other.is_nan()));
+        assert!(same, "{what} is the same by {isa}");
+    }
+}
+
+#[test]
+fn elementary_functions() {
+    check_elementary(exp, f64::exp, 1.0, 0.0, "e^x");
+    check_elementary(tanh, f64::tanh, 1.1, 0.0, "tanh");
+    // Where e^-x is infinite in f32, 1 over it is 0.
+    check_elementary(sigmoid, |x| 1.0 / (1.0 + (-x).exp()), 2.5, f32::MIN_POSITIVE, "sigmoid");
 }
 
 #[test]

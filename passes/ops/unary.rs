@@ -1,5 +1,7 @@
 //! Functions of one tensor, element by element.
 
+use mbqc_kernels::dense;
+
 use super::carrier::{Outputs, Real, bools, by_precision, floats, ints, read_ints};
 use super::rules::{gradient, one, only_first};
 use super::{Call, Flow, Input, OpDef, OpError, Sample, SampleAttr, Vjp, VjpCall, broadcast};
@@ -67,7 +69,7 @@ const RECIPROCAL: OpDef = op(
 const EXP: OpDef = op(
     "Exp",
     "e to the power of every element.",
-    |c| map(c, f32::exp, f64::exp),
+    |c| map_all(c, dense::exp, dense::exp),
     Vjp::Rule(|t, c| one(t.op("Mul", &[gradient(c)?, &c.outputs[0]]))),
     &[FLOATS, SCALAR, EMPTY],
 );
@@ -99,7 +101,7 @@ const ERF: OpDef = op(
 const TANH: OpDef = op(
     "Tanh",
     "The hyperbolic tangent of every element.",
-    |c| map(c, f32::tanh, f64::tanh),
+    |c| map_all(c, dense::tanh, dense::tanh),
     Vjp::Rule(|t, c| {
         // g (1 - y^2) = g - g y^2
         let square = t.op("Mul", &[&c.outputs[0], &c.outputs[0]]);
@@ -112,7 +114,7 @@ const TANH: OpDef = op(
 const SIGMOID: OpDef = op(
     "Sigmoid",
     "1 / (1 + exp(-x)) of every element.",
-    |c| map(c, sigmoid, sigmoid),
+    |c| map_all(c, dense::sigmoid, dense::sigmoid),
     Vjp::Rule(|t, c| {
         // g y (1 - y) = g y - g y y
         let scaled = t.op("Mul", &[gradient(c)?, &c.outputs[0]]);
@@ -304,6 +306,21 @@ fn map(call: &Call<'_>, single: impl Fn(f32) -> f32 + Sync, double: impl Fn(f64)
         Compute::F64 => floats(x.dtype, x.shape.clone(), broadcast::map(call.pool, &f64::read(x)?, double)),
     };
     Ok(vec![out])
+}
+
+/// As [`map`], with functions of many elements.
+fn map_all(call: &Call<'_>, single: fn(&[f32], &mut [f32]), double: fn(&[f64], &mut [f64])) -> Outputs {
+    fn each<T: Real>(call: &Call<'_>, f: fn(&[T], &mut [T])) -> Outputs {
+        let x = call.input(0)?;
+        let data = T::read(x)?;
+        let out =
+            broadcast::fill(call.pool, data.len(), |start, out: &mut [T]| f(&data[start..start + out.len()], out));
+        Ok(vec![floats(x.dtype, x.shape.clone(), out)])
+    }
+    match call.compute {
+        Compute::F32 => each(call, single),
+        Compute::F64 => each(call, double),
+    }
 }
 
 /// Numbers of any kind to the same kind.

@@ -1,6 +1,7 @@
 //! `mbqc run`: executes a model on arrays from a file.
 
 use std::path::Path;
+use std::time::Instant;
 
 use mbqc_passes::array::{Array, Compute};
 use mbqc_passes::ir::DType;
@@ -19,8 +20,9 @@ use crate::report::progress::Progress;
 use crate::stage::Staging;
 
 /// Executes `model` on the arrays of `inputs` and writes all outputs to `outputs`. Arrays that are no inputs of the graph
-/// are not read; whole numbers of other widths and floats of other precisions become what the graph declares.
-pub fn run(model: &Path, inputs: &Path, outputs: &Path, common: &Common) -> Result<(), Error> {
+/// are not read; whole numbers of other widths and floats of other precisions become what the graph declares. Computes
+/// `repeat` times more and tells the median time.
+pub fn run(model: &Path, inputs: &Path, outputs: &Path, repeat: usize, common: &Common) -> Result<(), Error> {
     let mut places = Places::new();
     places.model("the model", model)?;
     places.input("--inputs", inputs)?;
@@ -60,7 +62,15 @@ pub fn run(model: &Path, inputs: &Path, outputs: &Path, common: &Common) -> Resu
     let mut fed: Vec<_> = feeds.keys().copied().collect();
     fed.sort();
     let segment = runner.prepare(&file.model, &fed, graph.outputs())?;
-    let results = runner.run(&file.model, &segment, feeds, None)?;
+    let results = runner.run(&file.model, &segment, feeds.clone(), None)?;
+    let mut times = Vec::new();
+    for _ in 0..repeat {
+        let (feeds, start) = (feeds.clone(), Instant::now());
+        runner.run(&file.model, &segment, feeds, None)?;
+        times.push(start.elapsed().as_secs_f64());
+    }
+    times.sort_by(f64::total_cmp);
+    let median = times.get(times.len() / 2);
     let mut named = Vec::with_capacity(results.len());
     for (&value, array) in graph.outputs().iter().zip(&results) {
         let npy = Npy::from_array(array).map_err(|e| Error::Content {
@@ -78,12 +88,19 @@ pub fn run(model: &Path, inputs: &Path, outputs: &Path, common: &Common) -> Resu
         let each: Vec<_> = each
             .map(|(v, a)| json!({ "name": graph.name(*v), "type": a.dtype.to_string(), "shape": a.shape }))
             .collect();
-        return print(&format!("{:#}", json!({ "outputs": each, "written": outputs })));
+        let mut document = json!({ "outputs": each, "written": outputs });
+        if let Some(median) = median {
+            document["seconds"] = json!(median);
+        }
+        return print(&format!("{document:#}"));
     }
     // npz knows no bfloat16.
     let note = |array: &Array| if array.dtype == DType::BF16 { " as float32" } else { "" };
     let each: Vec<String> =
         each.map(|(v, a)| format!("{} {}{:?}{}", graph.name(*v), a.dtype, a.shape, note(a))).collect();
     progress.say(&format!("wrote {}: {}", outputs.display(), each.join(", ")));
+    if let Some(median) = median {
+        progress.say(&format!("{repeat} times more: {:.3} ms (median)", median * 1e3));
+    }
     Ok(())
 }
