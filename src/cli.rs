@@ -336,6 +336,9 @@ pub enum Command {
         /// How long each number of rows is repeated.
         #[arg(long, default_value_t = 2.0)]
         seconds: f64,
+        /// Make every so-many-th activation 50 times as large; 0: none. Products of 16 bits then work longer.
+        #[arg(long, value_name = "DISTANCE", default_value_t = 0)]
+        outliers: usize,
         /// Common options.
         #[command(flatten)]
         common: Common,

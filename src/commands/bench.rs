@@ -36,6 +36,8 @@ pub struct BenchRequest {
     pub rows: Vec<usize>,
     /// How long a series is repeated, in seconds.
     pub seconds: f64,
+    /// How far apart activations are that are much larger than the others; 0: there are none.
+    pub outliers: usize,
 }
 
 /// A quantized layer with its stored parts.
@@ -186,7 +188,10 @@ fn series<'a>(layers: &'a [Layer], rows: usize, request: &BenchRequest, pool: &P
     let most = |size: fn(&QuantizedLayer) -> usize| layers.iter().map(|layer| size(&layer.layer)).max().unwrap_or(0);
     // Numbers of every sign and several sizes, the same at every run.
     let number = |i: usize| ((i.wrapping_mul(2_654_435_761) >> 8) % 2001) as f32 / 1000.0 - 1.0;
-    let x: Vec<f32> = (0..rows * most(|layer| layer.k)).map(number).collect();
+    let mut x: Vec<f32> = (0..rows * most(|layer| layer.k)).map(number).collect();
+    if request.outliers != 0 {
+        x.iter_mut().step_by(request.outliers).for_each(|x| *x = 50.0 * x.signum());
+    }
     let mut y = vec![0.0; rows * most(|layer| layer.n)];
     let mut times = vec![Vec::new(); layers.len()];
     let begin = Instant::now();
