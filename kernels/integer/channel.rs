@@ -10,6 +10,9 @@ use crate::simd::{MOST_BYTES, Simd};
 /// Bytes of packed zero points that are unpacked in one go.
 const PACKED: usize = 16;
 
+/// How many channels ahead scales are asked for.
+const PREFETCHED: usize = 8;
+
 /// Zero points in [`PACKED`] bytes, at most.
 const MOST_ZEROS: usize = 4 * PACKED;
 
@@ -49,6 +52,7 @@ impl Channel {
         let groups = w.layout.groups;
         let scales = self.scales.as_mut_slice();
         let places = channel * groups..(channel + 1) * groups;
+        prefetch(s, w.scales, places.start + PREFETCHED * groups, groups);
         match w.scales {
             Scales::F32(all) => scales[..groups].copy_from_slice(&all[places]),
             Scales::F16(all) => {
@@ -109,6 +113,20 @@ impl Channel {
             scale_zeros(s, &unpack(&chunk, D::ZERO_BITS), scales, offsets);
         }
         Ok(())
+    }
+}
+
+/// Asks for `count` scales from `first` on. They lie apart from the codes, too few at a time for the processor to see that they
+/// are read one after the other.
+#[inline(always)]
+fn prefetch<S: Simd>(s: S, scales: Scales<'_>, first: usize, count: usize) {
+    let (start, size) = match scales {
+        Scales::F32(all) => (all.as_ptr().cast::<u8>(), 4),
+        Scales::F16(all) => (all.as_ptr().cast::<u8>(), 2),
+        Scales::Bytes(float, bytes) => (bytes.as_ptr(), float.size()),
+    };
+    for byte in (0..count * size).step_by(64) {
+        s.prefetch(start.wrapping_add(first * size + byte));
     }
 }
 

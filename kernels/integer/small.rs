@@ -70,11 +70,11 @@ impl<D: Decode, const R: usize> Abreast for Work<'_, D, R> {
     }
 }
 
-/// Adds the products of lines to those of their rows.
+/// Turns the products of lines into those of rows. No row comes after its lines.
 #[inline(always)]
-fn add_lines(lines: &[Line], products: &[f32; ALL_LINES], rows: &mut [f32; SMALL]) {
-    for (line, product) in lines.iter().zip(products) {
-        rows[line.row] += product;
+fn add_lines(lines: &[Line], products: &mut [f32; ALL_LINES]) {
+    for (i, line) in lines.iter().enumerate() {
+        products[line.row] = if line.leads { products[i] } else { products[line.row] + products[i] };
     }
 }
 
@@ -135,10 +135,10 @@ impl<D: Decode> Small<'_, D> {
                 self.four(s, scratch, partner, count, 1)?;
             }
             for j in 0..count {
-                let (mut own, mut up) = ([0.0; SMALL], [0.0; SMALL]);
-                add_lines(lines, &scratch.products[0][j], &mut own);
-                if partner.is_some() {
-                    add_lines(lines, &scratch.products[1][j], &mut up);
+                let [own, up] = scratch.products.each_mut().map(|products| &mut products[j]);
+                if lines.len() != rows {
+                    add_lines(lines, own);
+                    add_lines(lines, up);
                 }
                 for row in 0..rows {
                     #[expect(unsafe_code, reason = "threads write disjoint columns")]
