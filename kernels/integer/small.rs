@@ -78,6 +78,39 @@ fn add_lines(lines: &[Line], products: &mut [f32; ALL_LINES]) {
     }
 }
 
+impl<D: Decode> Job for Work<'_, D, 1> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        Abreast::run::<S, CHANNELS>(self, s);
+    }
+}
+
+impl<D: Decode> Job for Work<'_, D, 2> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        Abreast::run::<S, 2>(self, s);
+    }
+}
+
+/// Work with more places takes as many channels as registers allow.
+macro_rules! wide {
+    ($($places:literal)+) => {$(
+        impl<D: Decode> Job for Work<'_, D, $places> {
+            type Output = ();
+
+            #[inline(always)]
+            fn run<S: Simd>(self, s: S) {
+                s.abreast(self);
+            }
+        }
+    )+};
+}
+wide!(3 4 8);
+
 /// What a thread keeps between calls; nothing is cleared that will be written.
 struct Scratch {
     channels: [Channel; CHANNELS],
@@ -177,11 +210,11 @@ impl<D: Decode> Small<'_, D> {
         let out = &mut scratch.products[which];
         for &sheaf in self.x.sheaves() {
             match sheaf.places {
-                8 if most_lines(S::WIDTH) == 8 => s.abreast(Work::<D, 8> { small: self, four: &four, sheaf, out }),
-                4 => s.abreast(Work::<D, 4> { small: self, four: &four, sheaf, out }),
-                3 => s.abreast(Work::<D, 3> { small: self, four: &four, sheaf, out }),
-                2 => self.sheaf::<S, 2, 2>(s, &four, sheaf, out),
-                _ => self.sheaf::<S, CHANNELS, 1>(s, &four, sheaf, out),
+                8 if most_lines(S::WIDTH) == 8 => s.apart(Work::<D, 8> { small: self, four: &four, sheaf, out }),
+                4 => s.apart(Work::<D, 4> { small: self, four: &four, sheaf, out }),
+                3 => s.apart(Work::<D, 3> { small: self, four: &four, sheaf, out }),
+                2 => s.apart(Work::<D, 2> { small: self, four: &four, sheaf, out }),
+                _ => s.apart(Work::<D, 1> { small: self, four: &four, sheaf, out }),
             }
         }
         Ok(())

@@ -13,6 +13,7 @@ pub(crate) struct Avx2<const VNNI: bool>(());
 /// With AVX2; the caller saw that the machine has it (`Isa::Avx2`).
 pub(super) fn run<J: Job>(job: J) -> J::Output {
     #[target_feature(enable = "avx2,fma,f16c")]
+    #[inline(never)]
     fn compiled<J: Job>(job: J) -> J::Output {
         job.run(Avx2::<false>(()))
     }
@@ -29,6 +30,7 @@ pub(super) fn run<J: Job>(job: J) -> J::Output {
 /// With AVX-VNNI; the caller saw that the machine has it (`Isa::AvxVnni`).
 pub(super) fn run_vnni<J: Job>(job: J) -> J::Output {
     #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+    #[inline(never)]
     fn compiled<J: Job>(job: J) -> J::Output {
         job.run(Avx2::<true>(()))
     }
@@ -142,6 +144,11 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             };
             _mm256_add_epi32(sum, part)
         }
+    }
+
+    #[inline(always)]
+    fn apart<J: Job>(self, job: J) -> J::Output {
+        if VNNI { run_vnni(job) } else { run(job) }
     }
 
     #[inline(always)]

@@ -13,6 +13,7 @@ pub(crate) struct Avx512<const VBMI: bool>(());
 /// With AVX-512 VNNI; the caller saw that the machine has it (`Isa::Avx512`).
 pub(super) fn run<J: Job>(job: J) -> J::Output {
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+    #[inline(never)]
     fn compiled<J: Job>(job: J) -> J::Output {
         job.run(Avx512::<false>(()))
     }
@@ -29,6 +30,7 @@ pub(super) fn run<J: Job>(job: J) -> J::Output {
 /// With AVX-512 VBMI; the caller saw that the machine has it (`Isa::Avx512Vbmi`).
 pub(super) fn run_vbmi<J: Job>(job: J) -> J::Output {
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
+    #[inline(never)]
     fn compiled<J: Job>(job: J) -> J::Output {
         job.run(Avx512::<true>(()))
     }
@@ -153,6 +155,11 @@ impl<const VBMI: bool> Simd for Avx512<VBMI> {
             let part = if raised { _mm512_srai_epi32::<4>(part) } else { part };
             _mm512_add_epi32(sum, part)
         }
+    }
+
+    #[inline(always)]
+    fn apart<J: Job>(self, job: J) -> J::Output {
+        if VBMI { run_vbmi(job) } else { run(job) }
     }
 
     #[inline(always)]

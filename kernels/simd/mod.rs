@@ -89,6 +89,9 @@ pub(crate) trait Simd: Copy {
     /// The sum of a tile: `sum`, and `part` of it. If `raised`, what went apart is 16 times too large.
     fn settle(self, sum: Self::Ints, part: Self::Ints, bits: u32, raised: bool) -> Self::Ints;
 
+    /// Computes `job` in a function of its own, so that its registers do not depend on what is done around it.
+    fn apart<J: Job>(self, job: J) -> J::Output;
+
     /// Does something with as many channels side by side as there are registers for, each with several lines.
     fn abreast<A: Abreast>(self, work: A);
 

@@ -1,6 +1,6 @@
 //! Plain arrays: correct on every machine, and what the compiler makes vectors of where the architecture has any.
 
-use super::{Abreast, Simd, plane_words};
+use super::{Abreast, Job, Simd, plane_words};
 use half::f16;
 use std::array;
 
@@ -94,6 +94,11 @@ impl Simd for Portable {
     #[inline(always)]
     fn settle(self, sum: Self::Ints, _part: Self::Ints, _bits: u32, _raised: bool) -> Self::Ints {
         sum
+    }
+
+    #[inline(never)]
+    fn apart<J: Job>(self, job: J) -> J::Output {
+        job.run(self)
     }
 
     #[inline(always)]

@@ -57,6 +57,7 @@ fn json_is_one_document() -> Outcome {
         ("apply m.onnx --plan plan.json -o r.onnx --json", &["coverage", "written"]),
         ("bake q.onnx -o r.onnx --json", &["layers", "written"]),
         ("run q.onnx --inputs in.npz --outputs out.npz --json", &["outputs", "written"]),
+        ("run q.onnx --inputs in.npz --outputs out.npz --repeat 3 --json", &["outputs", "written", "seconds"]),
     ] {
         let ran = place.run(arguments);
         assert_eq!(ran.code, Some(0), "{arguments}: {ran}");
@@ -164,7 +165,7 @@ fn bench_times_every_layer() -> Outcome {
     assert!(of("kernel").iter().all(|kernel| kernel == "int16"), "{ran}");
     assert!(of("seconds").iter().all(|seconds| seconds.as_f64().is_some_and(|s| s > 0.0)), "{ran}");
     assert_eq!(told["threads"], 2);
-    let table = place.run("bench q.onnx --seconds 0.01");
+    let table = place.run("bench q.onnx --seconds 0.01 --outliers 7");
     assert!(table.code == Some(0) && table.out.lines().count() == 6 && table.out.contains("all layers"), "{table}");
 
     let nothing = place.run("bench m.onnx");
