@@ -317,7 +317,8 @@ pub struct Product<'a> {
 pub enum Accuracy {
     /// f32 arithmetic.
     Single,
-    /// Activations of 16 bits in groups along k: outputs to 5e-5 of their size.
+    /// Activations of 16 bits in groups along k: outputs to 5e-5 of their size (root mean squares; twice that where all
+    /// magnitudes of a group are equal but one, so that they are rounded alike).
     Int16,
     /// Activations of 8 bits in groups along k: outputs to about 1e-2 of their size.
     Int8,

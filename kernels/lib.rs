@@ -7,8 +7,8 @@
 //! 2. **Order is `rows, k, n`**: tokens, input channels, output channels. A weight is `[n, k]`, row-major; its groups run
 //!    along `k`.
 //! 3. **Stored bytes never depend on the device.** A kernel may rearrange what it reads, never what is written.
-//! 4. **Results do not depend on the number of threads.** Work is cut by shape alone, sums have a fixed order, and the
-//!    sum over `k` is never cut into pieces that go to different threads.
+//! 4. **Results do not depend on the number of threads.** Every output is computed by one thread, sums have a fixed order,
+//!    and the sum over `k` is never cut into pieces that go to different threads.
 //! 5. **What is stored is not trusted.** `unpack` and the kernels answer wrong lengths and impossible zero points with an
 //!    [`Error`], never with a panic.
 //!

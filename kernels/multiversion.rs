@@ -25,8 +25,7 @@ pub(crate) fn level() -> Level {
 
 /// Defines a function whose body is compiled for every [`Level`]; the one that [`level`] names is called.
 ///
-/// The versions give identical results: none of the feature lists contains `fma`, rustc never contracts `a * b + c` on its
-/// own, and bodies fix the order of their sums (arrays of lanes), so only the width of the instructions differs.
+/// The versions give identical results: rustc never contracts `a * b + c` on its own, whatever the features, and bodies fix the order of their sums (arrays of lanes), so only the width of the instructions differs.
 /// Functions that the body calls must be `#[inline(always)]`, or they stay at baseline.
 macro_rules! multiversion {
     ($(#[$attr:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {

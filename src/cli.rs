@@ -34,7 +34,7 @@ pub struct Compile {
     /// Where the result goes: a file, or a folder when a folder is compiled.
     #[arg(short, long, required_unless_present = "dry_run")]
     pub output: Option<PathBuf>,
-    /// Weight format: w2, w3, w4 or w8, with group size 16 to 256.
+    /// Weight format: w2, w3, w4 or w8 with group size 16 to 256, or w8a8 or w4a8.
     #[arg(long, default_value = "w3g128")]
     pub format: String,
     /// Format of the vision tower's layers, or of a folder's vision encoder; `none` leaves them as they are.
@@ -203,7 +203,7 @@ pub struct Emit {
 #[derive(Args, Debug, Clone)]
 pub struct Common {
     /// Worker threads; results do not depend on their number.
-    #[arg(long)]
+    #[arg(long, value_parser = threads)]
     pub threads: Option<usize>,
     /// One JSON document on standard output; logs go to standard error.
     #[arg(long)]
@@ -378,4 +378,13 @@ pub enum ListArg {
     Methods,
     /// Model families.
     Families,
+}
+
+/// Worker threads, at most.
+const MOST_THREADS: usize = 512;
+
+/// A number of worker threads.
+fn threads(text: &str) -> Result<usize, String> {
+    let count = text.parse().ok().filter(|count| (1..=MOST_THREADS).contains(count));
+    count.ok_or_else(|| format!("give a number from 1 to {MOST_THREADS}"))
 }

@@ -166,10 +166,12 @@ class Case:
         self.copies = max(2, LEAST_BYTES // weight_bytes(form, k, n))
         self.own = os.path.join(folder, "own.onnx")
         first = model(self.own, form, level, k, n, self.copies, False)
-        x = np.random.default_rng(1).standard_normal((2, k)).astype(np.float32)
-        np.savez(os.path.join(folder, "x.npz"), x=x)
-        subprocess.run([mbqc, "run", self.own, "--inputs", folder + "/x.npz", "--outputs", folder + "/y.npz", "--quiet"], check=True)
-        self.error = check("mbqc", np.load(folder + "/y.npz")["y0"], x, first, form, level)
+        x = np.random.default_rng(1).standard_normal((20, k)).astype(np.float32)
+        # One kernel for few rows, one for many.
+        for rows in (2, 20):
+            np.savez(os.path.join(folder, "x.npz"), x=x[:rows])
+            subprocess.run([mbqc, "run", self.own, "--inputs", folder + "/x.npz", "--outputs", folder + "/y.npz", "--quiet"], check=True)
+            self.error = check("mbqc", np.load(folder + "/y.npz")["y0"], x[:rows], first, form, level)
         self.peer, self.peer_copies = self.own, self.copies
         if peer_form != form or level is None:
             self.peer = os.path.join(folder, "peer.onnx")

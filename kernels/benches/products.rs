@@ -92,7 +92,7 @@ impl Case {
         let x: Vec<f32> =
             bytes()[..4 * rows * k].iter().step_by(4).map(|&byte| f32::from(byte) / 128.0 - 1.0).collect();
         let pool = Pool::new(threads);
-        check(format, kernel, &x[..k], stored(0).rows(0..n.min(40)), &pool);
+        check(format, kernel, &x, rows.min(MOST_CHECKED), stored(0).rows(0..n.min(40)), &pool);
         let next = AtomicUsize::new(0);
         let mut y = vec![0.0; rows * n];
         bencher.counter(BytesCount::new(weight)).counter(ItemsCount::new(rows * n * k)).bench_local(|| {
@@ -103,11 +103,14 @@ impl Case {
     }
 }
 
+/// Rows that are compared: enough for the kernel of many rows.
+const MOST_CHECKED: usize = 20;
+
 /// Panics if a kernel is not as close to the reference as it says.
-fn check(format: &Format, kernel: &Kernel, x: &[f32], w: Stored<'_>, pool: &Pool) {
+fn check(format: &Format, kernel: &Kernel, x: &[f32], rows: usize, w: Stored<'_>, pool: &Pool) {
     let run = |kernel: &Kernel| {
-        let mut y = vec![0.0; w.n];
-        let product = Product { x: x.into(), rows: 1, w, epilogue: Epilogue::default() };
+        let mut y = vec![0.0; rows * w.n];
+        let product = Product { x: x[..rows * w.k].into(), rows, w, epilogue: Epilogue::default() };
         (kernel.run)(&product, &mut y, pool).expect("lengths fit");
         y
     };

@@ -4,10 +4,12 @@
 
 #![expect(clippy::print_stdout, reason = "the figures are what the program is for")]
 
-use mbqc_kernels::affine::{Rounding, ScaleType, dequantize, fake_quantize, quantize, search_range};
+use mbqc_kernels::affine::{
+    Rounding, ScaleType, dequantize, fake_quantize, quantize, quantize_symmetric, search_range,
+};
 use mbqc_kernels::dense::convert::{FloatType, from_f32, to_f32};
 use mbqc_kernels::dense::{Accumulate, Mat, gemm, transpose_rows};
-use mbqc_kernels::{FORMATS, Pool};
+use mbqc_kernels::{FORMATS, Pool, Scheme};
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -72,15 +74,21 @@ fn main() {
     let mut y = vec![0.0; 256 * N];
     let pool = Pool::single();
     for format in FORMATS {
-        let rounding = Rounding { scale: ScaleType::F16, ..Rounding::new(format.bits, 128) };
-        let codes = quantize(&w, N, K, &rounding).expect("finite weights");
+        let (group, codes) = match format.scheme {
+            Scheme::WeightOnly => {
+                let rounding = Rounding { scale: ScaleType::F16, ..Rounding::new(format.bits, 128) };
+                (128, quantize(&w, N, K, &rounding))
+            }
+            Scheme::WeightActivation => (K, quantize_symmetric(&w, N, K, format.bits, ScaleType::F16)),
+        };
+        let codes = codes.expect("finite weights");
         let packed = (format.pack)(&codes);
-        let stored = packed.stored(K, 128);
+        let stored = packed.stored(K, group);
         assert_eq!((format.unpack)(&stored).expect("what was packed"), codes);
-        time(&format!("pack {}g128", format.name), "M weights", count, || {
+        time(&format!("pack {}, groups of {group}", format.name), "M weights", count, || {
             black_box((format.pack)(&codes));
         });
-        time(&format!("unpack {}g128", format.name), "M weights", count, || {
+        time(&format!("unpack {}, groups of {group}", format.name), "M weights", count, || {
             black_box((format.unpack)(&stored).expect("what was packed"));
         });
     }

@@ -66,9 +66,8 @@ pub(crate) struct Activations {
     totals: Vec<i32>,
     /// `[sheaves, group_stride]`: whether any line of a sheaf has something in a group.
     used: Vec<bool>,
-    order: Order,
-    /// What `order` was made for: a decoder, a group size and a width.
-    order_of: Option<(TypeId, usize, usize)>,
+    /// By decoder and width of a register.
+    orders: Vec<(TypeId, usize, Order)>,
     /// By row: whether it has a third line.
     uneven: Vec<bool>,
     lines: Vec<Line>,
@@ -80,7 +79,6 @@ pub(crate) struct Activations {
 
 impl Activations {
     /// Rounds `x: [rows, k]`, or takes what is rounded already.
-    ///
     pub(crate) fn set<D: Decode>(&mut self, x: Input<'_>, rows: usize, layout: &Layout, levels: Levels, pool: &Pool) {
         let limbs = match (levels, x) {
             (Levels::Int16, Input::F32(_)) => 2,
@@ -101,11 +99,12 @@ impl Activations {
         self.line_bytes = layout.tiles * layout.tile_weights();
         self.group_stride = layout.padded_groups;
         self.lane_stride = layout.blocks * layout.lanes();
-        let order_of = Some((TypeId::of::<D>(), layout.group, layout.width));
-        if self.order_of != order_of {
-            self.order = layout.order::<D>();
-            self.order_of = order_of;
-        }
+        let order_of = (TypeId::of::<D>(), layout.width);
+        let known = self.orders.iter().position(|&(decoder, width, _)| (decoder, width) == order_of);
+        let order = known.unwrap_or_else(|| {
+            self.orders.push((order_of.0, order_of.1, layout.order::<D>()));
+            self.orders.len() - 1
+        });
         let lines = self.lines.len();
         self.totals.clear();
         self.totals.resize(lines, 0);
@@ -132,7 +131,7 @@ impl Activations {
         if layout.k == 0 {
             return;
         }
-        let order = &self.order;
+        let (.., order) = &self.orders[order];
         pool.for_each(pieces, |mut piece| {
             let mut row = ROW.take();
             let mut third = piece.uneven.len() * limbs;

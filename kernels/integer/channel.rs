@@ -10,6 +10,9 @@ use crate::simd::{MOST_BYTES, Simd};
 /// Bytes of packed zero points that are unpacked in one go.
 const PACKED: usize = 16;
 
+/// Whether stored floats are floats as they lie.
+const LITTLE_ENDIAN: bool = cfg!(target_endian = "little");
+
 /// How many channels ahead scales are asked for.
 const PREFETCHED: usize = 8;
 
@@ -60,8 +63,12 @@ impl Channel {
                     *out = scale.to_f32();
                 }
             }
-            Scales::Bytes(FloatType::F16, bytes) => widen::<S, true>(s, &bytes[2 * places.start..], groups, scales),
-            Scales::Bytes(FloatType::F32, bytes) => widen::<S, false>(s, &bytes[4 * places.start..], groups, scales),
+            Scales::Bytes(FloatType::F16, bytes) if LITTLE_ENDIAN => {
+                widen::<S, true>(s, &bytes[2 * places.start..], groups, scales)
+            }
+            Scales::Bytes(FloatType::F32, bytes) if LITTLE_ENDIAN => {
+                widen::<S, false>(s, &bytes[4 * places.start..], groups, scales)
+            }
             Scales::Bytes(float, bytes) => {
                 convert(float, &bytes[places.start * float.size()..places.end * float.size()], &mut scales[..groups]);
             }

@@ -142,6 +142,8 @@ impl<D: Decode> Job for Small<'_, D> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> Result<(), Error> {
+        // What pointers below rely on.
+        assert_eq!(self.w.layout.width, S::WIDTH, "the layout is that of the instruction set");
         // Taken out of its cell: a closure would not be compiled for the instruction set.
         let mut scratch = SCRATCH.take().unwrap_or_default();
         for channel in &mut scratch.channels {

@@ -57,6 +57,8 @@ impl<D: Decode> Job for Tall<'_, D> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> Result<(), Error> {
+        // What pointers below rely on.
+        assert_eq!(self.w.layout.width, S::WIDTH, "the layout is that of the instruction set");
         let mut scratch = SCRATCH.take();
         let done = self.multiply(s, &mut scratch);
         SCRATCH.set(scratch);

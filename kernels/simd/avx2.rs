@@ -1,4 +1,4 @@
-//! AVX2 (with FMA and F16C, which every machine with AVX2 has), and AVX-VNNI on top of it.
+//! AVX2 (with FMA and F16C, without which it is not chosen), and AVX-VNNI on top of it.
 
 use super::{Abreast, Job, Simd, plane_words};
 use std::arch::x86_64::*;
@@ -10,38 +10,36 @@ const LANES: usize = 8;
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2<const VNNI: bool>(());
 
-/// With AVX2; the caller saw that the machine has it (`Isa::Avx2`).
-pub(super) fn run<J: Job>(job: J) -> J::Output {
+/// With AVX2 (`Isa::Avx2`).
+///
+/// # Safety
+///
+/// The machine must have it.
+#[expect(unsafe_code, reason = "a function with target features may be called where the machine has them")]
+pub(super) unsafe fn run<J: Job>(job: J) -> J::Output {
     #[target_feature(enable = "avx2,fma,f16c")]
     #[inline(never)]
     fn compiled<J: Job>(job: J) -> J::Output {
         job.run(Avx2::<false>(()))
     }
-    #[expect(
-        unsafe_code,
-        reason = "a function with target features may be called once the machine is known to have them"
-    )]
-    // SAFETY: `isa` names this set only on machines that have its features.
-    unsafe {
-        compiled(job)
-    }
+    // SAFETY: the caller vouches for the features.
+    unsafe { compiled(job) }
 }
 
-/// With AVX-VNNI; the caller saw that the machine has it (`Isa::AvxVnni`).
-pub(super) fn run_vnni<J: Job>(job: J) -> J::Output {
+/// With AVX-VNNI (`Isa::AvxVnni`).
+///
+/// # Safety
+///
+/// The machine must have it.
+#[expect(unsafe_code, reason = "a function with target features may be called where the machine has them")]
+pub(super) unsafe fn run_vnni<J: Job>(job: J) -> J::Output {
     #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
     #[inline(never)]
     fn compiled<J: Job>(job: J) -> J::Output {
         job.run(Avx2::<true>(()))
     }
-    #[expect(
-        unsafe_code,
-        reason = "a function with target features may be called once the machine is known to have them"
-    )]
-    // SAFETY: `isa` names this set only on machines that have its features.
-    unsafe {
-        compiled(job)
-    }
+    // SAFETY: the caller vouches for the features.
+    unsafe { compiled(job) }
 }
 
 #[expect(
@@ -148,7 +146,8 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
 
     #[inline(always)]
     fn apart<J: Job>(self, job: J) -> J::Output {
-        if VNNI { run_vnni(job) } else { run(job) }
+        // SAFETY: a token is only made on machines that have its set.
+        unsafe { if VNNI { run_vnni(job) } else { run(job) } }
     }
 
     #[inline(always)]

@@ -10,38 +10,36 @@ const LANES: usize = 16;
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512<const VBMI: bool>(());
 
-/// With AVX-512 VNNI; the caller saw that the machine has it (`Isa::Avx512`).
-pub(super) fn run<J: Job>(job: J) -> J::Output {
+/// With AVX-512 VNNI (`Isa::Avx512`).
+///
+/// # Safety
+///
+/// The machine must have it.
+#[expect(unsafe_code, reason = "a function with target features may be called where the machine has them")]
+pub(super) unsafe fn run<J: Job>(job: J) -> J::Output {
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
     #[inline(never)]
     fn compiled<J: Job>(job: J) -> J::Output {
         job.run(Avx512::<false>(()))
     }
-    #[expect(
-        unsafe_code,
-        reason = "a function with target features may be called once the machine is known to have them"
-    )]
-    // SAFETY: `isa` names this set only on machines that have its features.
-    unsafe {
-        compiled(job)
-    }
+    // SAFETY: the caller vouches for the features.
+    unsafe { compiled(job) }
 }
 
-/// With AVX-512 VBMI; the caller saw that the machine has it (`Isa::Avx512Vbmi`).
-pub(super) fn run_vbmi<J: Job>(job: J) -> J::Output {
+/// With AVX-512 VBMI (`Isa::Avx512Vbmi`).
+///
+/// # Safety
+///
+/// The machine must have it.
+#[expect(unsafe_code, reason = "a function with target features may be called where the machine has them")]
+pub(super) unsafe fn run_vbmi<J: Job>(job: J) -> J::Output {
     #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")]
     #[inline(never)]
     fn compiled<J: Job>(job: J) -> J::Output {
         job.run(Avx512::<true>(()))
     }
-    #[expect(
-        unsafe_code,
-        reason = "a function with target features may be called once the machine is known to have them"
-    )]
-    // SAFETY: `isa` names this set only on machines that have its features.
-    unsafe {
-        compiled(job)
-    }
+    // SAFETY: the caller vouches for the features.
+    unsafe { compiled(job) }
 }
 
 /// For each plane of pieces of `piece` bytes, the two-step permutation that collects it from three registers: from the
@@ -159,7 +157,8 @@ impl<const VBMI: bool> Simd for Avx512<VBMI> {
 
     #[inline(always)]
     fn apart<J: Job>(self, job: J) -> J::Output {
-        if VBMI { run_vbmi(job) } else { run(job) }
+        // SAFETY: a token is only made on machines that have its set.
+        unsafe { if VBMI { run_vbmi(job) } else { run(job) } }
     }
 
     #[inline(always)]

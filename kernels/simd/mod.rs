@@ -188,17 +188,22 @@ pub(crate) fn width() -> usize {
 
 /// Computes `job` with the instruction set that [`isa`] names.
 #[inline(never)]
+#[cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "instruction sets that the machine was seen to have"))]
 pub(crate) fn run<J: Job>(job: J) -> J::Output {
     match isa() {
         Isa::Scalar => job.run(portable::Portable),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => avx2::run(job),
+        // SAFETY: `isa` names a set only on machines that have it, here and below.
+        Isa::Avx2 => unsafe { avx2::run(job) },
         #[cfg(target_arch = "x86_64")]
-        Isa::AvxVnni => avx2::run_vnni(job),
+        // SAFETY: as above.
+        Isa::AvxVnni => unsafe { avx2::run_vnni(job) },
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => avx512::run(job),
+        // SAFETY: as above.
+        Isa::Avx512 => unsafe { avx512::run(job) },
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vbmi => avx512::run_vbmi(job),
+        // SAFETY: as above.
+        Isa::Avx512Vbmi => unsafe { avx512::run_vbmi(job) },
         #[cfg(not(target_arch = "x86_64"))]
         _ => job.run(portable::Portable),
     }

@@ -84,6 +84,17 @@ impl Case {
         (sum, rounding + size * f64::from(f32::EPSILON) * (4.0 + (k as f64).sqrt()))
     }
 
+    /// The error of outputs, root mean square over root mean square.
+    fn relative_error(&self, y: &[f32]) -> f64 {
+        let (mut error, mut size) = (0.0, 0.0);
+        for (i, &y) in y.iter().enumerate() {
+            let (wanted, _) = self.exact(i / self.codes.n, i % self.codes.n, Accuracy::Single);
+            error += (f64::from(y) - wanted).powi(2);
+            size += wanted.powi(2);
+        }
+        (error / size).sqrt()
+    }
+
     fn check(&self, kernel: &Kernel, rows: usize, pool: &Pool, what: &str) {
         let n = self.codes.n;
         let y = self.run(kernel, rows, Epilogue::default(), pool);
@@ -294,16 +305,36 @@ fn relative_errors_are_what_the_accuracies_promise() {
         ] {
             for kernel in format.kernels {
                 let y = case.run(kernel, 4, Epilogue::default(), &Pool::single());
-                let (mut error, mut size) = (0.0, 0.0);
-                for (i, &y) in y.iter().enumerate() {
-                    let (wanted, _) = case.exact(i / 64, i % 64, Accuracy::Single);
-                    error += (f64::from(y) - wanted).powi(2);
-                    size += wanted.powi(2);
-                }
-                let relative = (error / size).sqrt();
+                let relative = case.relative_error(&y);
                 let most = most[kernel.accuracy as usize];
                 assert!(relative <= most, "{} {}, {what}: {relative:e}", format.name, kernel.name);
             }
+        }
+    }
+}
+
+/// 16 bits keep their promise however far the largest of a group stands out, on both sides of where a third byte begins.
+#[test]
+fn peaks_of_any_size_keep_the_accuracy() {
+    let format = &FORMATS[1];
+    for tenths in [10, 20, 30, 40, 45, 50, 54, 56, 60, 70, 79, 81, 100, 200] {
+        for (what, mut case) in [
+            ("bell-shaped", Case::new(format, 64, 3584, 128, bell(31))),
+            (
+                "uniform",
+                Case::new(format, 64, 3584, 128, {
+                    let mut random = Random(33);
+                    move |_| random.signed()
+                }),
+            ),
+        ] {
+            for (i, x) in case.x.chunks_mut(128).enumerate() {
+                let mean = x[1..].iter().map(|x| x.abs()).sum::<f32>() / 127.0;
+                x[0] = mean * (tenths + i as i32 % 5) as f32 / 10.0;
+            }
+            let kernel = format.kernel(Accuracy::Int16, 3584, 128);
+            let relative = case.relative_error(&case.run(kernel, 4, Epilogue::default(), &Pool::single()));
+            assert!(relative <= 5e-5, "{what}, peaks of {tenths} tenths of the mean: {relative:e}");
         }
     }
 }
@@ -387,8 +418,19 @@ fn neither_threads_nor_other_rows_change_an_output() {
                 assert_eq!(run(rows, threads), one, "{what}, {rows} rows with {threads} threads");
             }
         }
-        if kernel.accuracy != Accuracy::Single {
-            assert_eq!(run(1, 1), run(7, 1)[..n], "{what}: a row alone and among others");
+        if kernel.accuracy == Accuracy::Single {
+            return;
+        }
+        let all = run(16, 1);
+        for rows in [1, 2, 3, 5, 7, 8, 9] {
+            assert_eq!(run(rows, 1), all[..rows * n], "{what}: {rows} rows alone and among others");
+        }
+        for row in 0..16 {
+            let alone = Product { x: case.x[row * k..(row + 1) * k].into(), ..case.product(1, Epilogue::default()) };
+            let mut y = vec![f32::NAN; n];
+            (kernel.run)(&alone, &mut y, &Pool::single()).expect("lengths fit");
+            let y: Vec<u32> = y.into_iter().map(f32::to_bits).collect();
+            assert_eq!(y, all[row * n..(row + 1) * n], "{what}: row {row} alone and among others");
         }
     });
 }

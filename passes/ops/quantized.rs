@@ -161,8 +161,12 @@ fn product(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
             return Err(OpError::Unsupported(format!("zero points of type {found}; packed uint8 ones are supported")));
         }
     };
-    let single = |array: &Array| array.clone().carried(Compute::F32);
-    let (x_single, scales, bias) = (single(x), single(call.input(2)?), optional("bias").map(single));
+    let single = |name: &str, array: &Array| match array.dtype.is_float() {
+        true => Ok(array.clone().carried(Compute::F32)),
+        false => Err(OpError::Unsupported(format!("input {name} has type {}, expected floats", array.dtype))),
+    };
+    let (x_single, scales) = (single("A", x)?, single("scales", call.input(2)?)?);
+    let bias = optional("bias").map(|bias| single("bias", bias)).transpose()?;
     let bias = bias.as_ref().map(Array::as_f32).transpose()?;
     let weight = layer.stored(codes, Scales::F32(scales.as_f32()?), zero_points);
     let product = Product { x: x_single.as_f32()?.into(), rows, w: weight, epilogue: Epilogue::bias(bias) };

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use mbqc_kernels::dense::convert::FloatType;
 use mbqc_kernels::{Accuracy, Epilogue, Kernel, Pool, Product, Scales, Stored, isa, read_all};
-use mbqc_passes::ir::{Attr, Graph, GraphPath, Model, Node, Tensor};
+use mbqc_passes::ir::{Attr, DType, Graph, GraphPath, Model, Node, Tensor};
 use mbqc_passes::ops::QuantizedLayer;
 use mbqc_passes::weights::float_type;
 use serde_json::{Value as Json, json};
@@ -89,11 +89,16 @@ pub fn bench(request: &BenchRequest, common: &Common) -> Result<(), Error> {
     let file = pipeline::read_at(&request.model, &mut places, common)?;
     let (layers, left) = layers(&file.model);
     let progress = Progress::new(common.quiet);
+    if layers.is_empty() && !left.is_empty() {
+        return Err(Error::Content {
+            file: request.model.clone(),
+            reason: format!("no quantized layer can be timed: {}", left.join("; ")),
+        });
+    }
     if layers.is_empty() {
-        let why = if left.is_empty() { String::new() } else { format!(": {}", left.join("; ")) };
         let file = request.model.display();
         return Err(Error::Nothing(format!(
-            "{file} has no quantized layers to time{why}; compile it first: mbqc {file} -o OUT"
+            "{file} has no quantized layers to time; compile it first: mbqc {file} -o OUT"
         )));
     }
     for why in &left {
@@ -116,7 +121,7 @@ pub fn bench(request: &BenchRequest, common: &Common) -> Result<(), Error> {
     }
     let weights: usize = layers.iter().map(Layer::weight_bytes).sum();
     if common.json {
-        return print(&format!("{:#}", document(&timings, &left, weights, bandwidth, &pool)));
+        return print(&format!("{:#}", document(&timings, &left, weights, bandwidth, request.outliers, &pool)));
     }
     print(&table(&timings, weights, bandwidth, &pool))
 }
@@ -160,7 +165,15 @@ fn layer(model: &Model, path: &GraphPath, graph: &Graph, node: &Node, name: Stri
         None => Err(format!("a tensor of {} without bytes", tensor.dtype)),
     };
     let required = |name: &str| part(name)?.ok_or_else(|| format!("input {name} is left out"));
+    if part("g_idx").is_ok_and(|indices| indices.is_some()) || part("g_idx").is_err() {
+        return Err("g_idx is given; onnxruntime computes it wrongly, so nothing writes it".to_owned());
+    }
     let (codes, scales) = (required("B")?, required("scales")?);
+    for (name, tensor) in [("B", Some(codes)), ("zero_points", part("zero_points")?)] {
+        if let Some(tensor) = tensor.filter(|tensor| tensor.dtype != DType::U8) {
+            return Err(format!("input {name} has type {}, expected {}", tensor.dtype, DType::U8));
+        }
+    }
     let scale_type = float_type(scales.dtype).ok_or_else(|| format!("scales of type {}", scales.dtype))?;
     let zero_points = part("zero_points")?.map(load).transpose()?;
     let (codes, scales) = (load(codes)?, load(scales)?);
@@ -217,7 +230,14 @@ fn series<'a>(layers: &'a [Layer], rows: usize, request: &BenchRequest, pool: &P
     Ok(layers.iter().zip(times).map(timing).collect())
 }
 
-fn document(timings: &[Timing<'_>], left: &[String], weights: usize, bandwidth: f64, pool: &Pool) -> Json {
+fn document(
+    timings: &[Timing<'_>],
+    left: &[String],
+    weights: usize,
+    bandwidth: f64,
+    outliers: usize,
+    pool: &Pool,
+) -> Json {
     let each = timings.iter().map(|timing| {
         let Layer { name, layer, kernel, .. } = timing.layer;
         let (bytes, seconds) = (timing.layer.moved(timing.rows), timing.median.as_secs_f64());
@@ -240,6 +260,7 @@ fn document(timings: &[Timing<'_>], left: &[String], weights: usize, bandwidth: 
         "isa": isa().name(),
         "threads": pool.threads(),
         "read_bandwidth": bandwidth,
+        "outliers": outliers,
         "weight_bytes": weights,
         "layers": each.collect::<Vec<_>>(),
         "not_timed": left,
