@@ -165,8 +165,11 @@ fn bench_times_every_layer() -> Outcome {
     assert!(of("kernel").iter().all(|kernel| kernel == "int16"), "{ran}");
     assert!(of("seconds").iter().all(|seconds| seconds.as_f64().is_some_and(|s| s > 0.0)), "{ran}");
     assert_eq!(told["threads"], 2);
-    let table = place.run("bench q.onnx --seconds 0.01 --outliers 7");
+    let table = place.run("bench q.onnx --seconds 0.01");
     assert!(table.code == Some(0) && table.out.lines().count() == 6 && table.out.contains("all layers"), "{table}");
+
+    let outliers = place.run("bench q.onnx --seconds 0.01 --outliers 7 --json");
+    assert!(outliers.code == Some(0) && outliers.out.contains("\"outliers\": 7"), "{outliers}");
 
     let nothing = place.run("bench m.onnx");
     assert!(nothing.code == Some(3) && nothing.err.contains("no quantized layers"), "{nothing}");

@@ -4,8 +4,8 @@
 
 MODEL is a single graph with inputs input_ids, pixel_values, attention_mask and output logits; DATA as in models/pocket-vlm. Prints one table: the
 largest and mean difference of the cross-entropies (nats per sample), the median time of a run in milliseconds (sample 0, loaded before), the peak
-resident memory of a process that loads the model and runs one sample, less that of the same interpreter with onnxruntime imported, for ours less
-nothing, in MB.
+resident memory of a process that loads the model and runs one sample, in MB: all of ours, and of onnxruntime's what exceeds an interpreter that has
+imported it.
 """
 import argparse
 import json
