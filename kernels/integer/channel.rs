@@ -102,14 +102,14 @@ impl Channel {
         for group in (0..groups).step_by(per_chunk) {
             // Sixteen bytes, of which those behind the row belong to others: their scales are 0.
             let some = &packed[group / per_byte..];
-            let chunk = some.first_chunk().copied().unwrap_or_else(|| {
-                let mut chunk = [0; PACKED];
-                chunk[..some.len()].copy_from_slice(some);
-                chunk
+            let mut padded = [0; PACKED];
+            let chunk = some.first_chunk().unwrap_or_else(|| {
+                padded[..some.len()].copy_from_slice(some);
+                &padded
             });
             let left = groups - group;
             if D::ZERO_BITS > D::BITS {
-                check(&chunk, left, D::BITS).map_err(|(i, value)| Error::ZeroPoint {
+                check(chunk, left, D::BITS).map_err(|(i, value)| Error::ZeroPoint {
                     row: channel,
                     group: group + i,
                     value,
@@ -117,7 +117,12 @@ impl Channel {
                 })?;
             }
             let (scales, offsets) = (&scales[group..group + per_chunk], &mut offsets[group..group + per_chunk]);
-            scale_zeros(s, &unpack(&chunk, D::ZERO_BITS), scales, offsets);
+            let upto = left.next_multiple_of(S::WIDTH / 4).min(per_chunk);
+            match D::ZERO_BITS {
+                2 => scale_zeros::<S, 2>(s, chunk, &scales[..upto], &mut offsets[..upto]),
+                4 => scale_zeros::<S, 4>(s, chunk, &scales[..upto], &mut offsets[..upto]),
+                _ => scale_zeros::<S, 8>(s, chunk, &scales[..upto], &mut offsets[..upto]),
+            }
         }
         Ok(())
     }
@@ -137,39 +142,19 @@ fn prefetch<S: Simd>(s: S, scales: Scales<'_>, first: usize, count: usize) {
     }
 }
 
-/// Zero points of `bits` bits, the first in the lowest bits of the first byte, a byte to each.
-#[inline(always)]
-fn unpack(chunk: &[u8; PACKED], bits: u32) -> [u8; MOST_ZEROS] {
-    let mut zeros = [0; MOST_ZEROS];
-    if bits == 8 {
-        zeros[..PACKED].copy_from_slice(chunk);
-        return zeros;
-    }
-    for (out, packed) in zeros.as_chunks_mut::<8>().0.iter_mut().zip(chunk.chunks_exact(bits as usize)) {
-        // Eight zero points, pulled apart by halves: four and four, two and two, one and one.
-        let mut word = packed.iter().rev().fold(0u64, |word, &byte| word << 8 | u64::from(byte));
-        let spread = |word: u64, part: u32, copies: u64| {
-            let each = (u64::MAX >> (64 - part * bits)) * copies;
-            (word | word << (part * (8 - bits))) & each
-        };
-        word = spread(word, 4, 0x1_0000_0001);
-        word = spread(word, 2, 0x0001_0001_0001_0001);
-        word = spread(word, 1, 0x0101_0101_0101_0101);
-        *out = word.to_le_bytes();
-    }
-    zeros
-}
-
-/// `offset = -zero * scale`: as many as there are scales, whole registers of them.
+/// `offset = -zero * scale` for the first zero points of a chunk, of `BITS` bits: as many as there are scales, whole registers
+/// of them.
 #[inline(always)]
 #[expect(unsafe_code, reason = "registers are loaded from and stored to slices by pointer")]
-fn scale_zeros<S: Simd>(s: S, zeros: &[u8; MOST_ZEROS], scales: &[f32], offsets: &mut [f32]) {
+fn scale_zeros<S: Simd, const BITS: u32>(s: S, zeros: &[u8; PACKED], scales: &[f32], offsets: &mut [f32]) {
     let lanes = S::WIDTH / 4;
-    for i in (0..scales.len().min(offsets.len()).min(MOST_ZEROS)).step_by(lanes) {
-        // SAFETY: the lengths are multiples of 16 and no less than `i + lanes`.
+    assert!(scales.len() == offsets.len() && scales.len() * BITS as usize <= 8 * PACKED);
+    for i in (0..scales.len() / lanes * lanes).step_by(lanes) {
+        // SAFETY: `i + lanes` is no more than both lengths, nor than the zero points in a chunk.
         unsafe {
             let scale = s.mul(s.load_floats(scales.as_ptr().add(i)), s.floats(-1.0));
-            s.store_floats(s.mul(s.load_small(zeros.as_ptr().add(i)), scale), offsets.as_mut_ptr().add(i));
+            let zeros = s.load_small::<BITS>(zeros.as_ptr().add(i * BITS as usize / 8));
+            s.store_floats(s.mul(zeros, scale), offsets.as_mut_ptr().add(i));
         }
     }
 }

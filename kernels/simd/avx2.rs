@@ -1,6 +1,6 @@
 //! AVX2 (with FMA and F16C, without which it is not chosen), and AVX-VNNI on top of it.
 
-use super::{Abreast, Job, Simd, plane_words};
+use super::{Abreast, Job, Simd, plane_words, shifts};
 use std::arch::x86_64::*;
 use std::array;
 
@@ -246,9 +246,18 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn load_small(self, at: *const u8) -> __m256 {
-        // SAFETY: the caller vouches for 8 bytes; AVX2 is there.
-        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(at.cast()))) }
+    unsafe fn load_small<const BITS: u32>(self, at: *const u8) -> __m256 {
+        // SAFETY: the caller vouches for 2, 4 or 8 bytes; the array has 32. AVX2 is there.
+        unsafe {
+            let word = match BITS {
+                2 => at.cast::<u16>().read_unaligned().into(),
+                4 => at.cast::<i32>().read_unaligned(),
+                _ => return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(at.cast()))),
+            };
+            let shifts = const { &shifts::<LANES>(BITS) };
+            let small = _mm256_srlv_epi32(_mm256_set1_epi32(word), self.load(shifts.as_ptr().cast()));
+            _mm256_cvtepi32_ps(_mm256_and_si256(small, _mm256_set1_epi32((1 << BITS) - 1)))
+        }
     }
 
     #[inline(always)]

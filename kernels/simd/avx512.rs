@@ -1,6 +1,6 @@
 //! AVX-512 with BW and VNNI, and VBMI on top of it.
 
-use super::{Abreast, Job, Simd, plane_words};
+use super::{Abreast, Job, Simd, plane_words, shifts};
 use std::arch::x86_64::*;
 use std::array;
 
@@ -60,6 +60,9 @@ const fn plane_bytes(piece: usize) -> [[[u8; 64]; 2]; 3] {
     }
     steps
 }
+
+/// The first word for the lower half of the lanes, the second for the upper.
+const HALVES: [u32; LANES] = [0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1];
 
 #[expect(
     unsafe_code,
@@ -244,9 +247,21 @@ impl<const VBMI: bool> Simd for Avx512<VBMI> {
     }
 
     #[inline(always)]
-    unsafe fn load_small(self, at: *const u8) -> __m512 {
-        // SAFETY: the caller vouches for 16 bytes; AVX-512 F is there.
-        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(at.cast()))) }
+    unsafe fn load_small<const BITS: u32>(self, at: *const u8) -> __m512 {
+        // SAFETY: the caller vouches for 4, 8 or 16 bytes; the arrays have 64. AVX-512 F is there.
+        unsafe {
+            let words = match BITS {
+                2 => _mm512_set1_epi32(at.cast::<i32>().read_unaligned()),
+                4 => _mm512_permutexvar_epi32(
+                    self.load(HALVES.as_ptr().cast()),
+                    _mm512_castsi128_si512(_mm_loadl_epi64(at.cast())),
+                ),
+                _ => return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(at.cast()))),
+            };
+            let shifts = const { &shifts::<LANES>(BITS) };
+            let small = _mm512_srlv_epi32(words, self.load(shifts.as_ptr().cast()));
+            _mm512_cvtepi32_ps(_mm512_and_si512(small, _mm512_set1_epi32((1 << BITS) - 1)))
+        }
     }
 
     #[inline(always)]

@@ -141,12 +141,12 @@ pub(crate) trait Simd: Copy {
     /// `WIDTH / 2` bytes must be readable.
     unsafe fn load_halves(self, at: *const u8) -> Self::Floats;
 
-    /// `WIDTH / 4` unsigned bytes, as f32.
+    /// `WIDTH / 4` unsigned integers of `BITS` bits (2, 4 or 8), the first in the lowest bits of the first byte, as f32.
     ///
     /// # Safety
     ///
-    /// They must be readable.
-    unsafe fn load_small(self, at: *const u8) -> Self::Floats;
+    /// `BITS * WIDTH / 32` bytes must be readable.
+    unsafe fn load_small<const BITS: u32>(self, at: *const u8) -> Self::Floats;
 
     /// The places that repeat each of the first `count` lanes, a power of two, so that the register is full: `0 0 1 1` for
     /// two in four lanes.
@@ -236,4 +236,16 @@ pub(crate) const fn plane_words<const WORDS: usize>(piece: usize) -> PlaneWords<
         word += 1;
     }
     planes
+}
+
+/// Where integers of `bits` bits begin in a word of 32 bits, for each lane; lanes beyond a word begin again.
+#[cfg(target_arch = "x86_64")]
+const fn shifts<const LANES: usize>(bits: u32) -> [u32; LANES] {
+    let mut shifts = [0; LANES];
+    let mut lane = 0;
+    while lane < LANES {
+        shifts[lane] = lane as u32 * bits % 32;
+        lane += 1;
+    }
+    shifts
 }

@@ -174,9 +174,13 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    unsafe fn load_small(self, at: *const u8) -> Self::Floats {
-        // SAFETY: the caller vouches for `LANES` bytes.
-        unsafe { at.cast::<[u8; LANES]>().read() }.map(f32::from)
+    unsafe fn load_small<const BITS: u32>(self, at: *const u8) -> Self::Floats {
+        let per_byte = 8 / BITS as usize;
+        array::from_fn(|i| {
+            // SAFETY: the caller vouches for `BITS * LANES / 8` bytes.
+            let byte = unsafe { at.add(i / per_byte).read() };
+            f32::from(byte >> (BITS as usize * (i % per_byte)) & (u8::MAX >> (8 - BITS)))
+        })
     }
 
     #[inline(always)]
