@@ -7,30 +7,31 @@ use crate::error::Error;
 use crate::format::Scales;
 use crate::simd::{MOST_BYTES, Simd};
 
-/// Bytes of packed zero points that are unpacked in one go.
-const PACKED: usize = 16;
-
 /// Whether stored floats are floats as they lie.
 const LITTLE_ENDIAN: bool = cfg!(target_endian = "little");
 
 /// How many channels ahead scales are asked for.
 const PREFETCHED: usize = 8;
 
-/// Zero points in [`PACKED`] bytes, at most.
-const MOST_ZEROS: usize = 4 * PACKED;
+/// How many channels ahead zero points are asked for.
+const FAR: usize = 64;
 
 /// Scales of a channel and minus their products with its zero points, with zeros after the last group.
 #[derive(Default)]
 pub(crate) struct Channel {
     scales: Buffer<f32>,
     offsets: Buffer<f32>,
+    /// What is stored for a channel, where whole registers would reach beyond the end of the tensor.
+    stored: Buffer<u8>,
 }
 
 impl Channel {
     /// Makes room for rows of this many groups.
     pub(crate) fn reserve(&mut self, padded_groups: usize) {
-        self.scales.zeroed(padded_groups + MOST_ZEROS);
-        self.offsets.zeroed(padded_groups + MOST_ZEROS);
+        let groups = padded_groups + MOST_BYTES / 4;
+        self.scales.zeroed(groups);
+        self.offsets.zeroed(groups);
+        self.stored.sized(groups * size_of::<f32>());
     }
 
     /// `[groups]`, then zeros.
@@ -64,10 +65,12 @@ impl Channel {
                 }
             }
             Scales::Bytes(FloatType::F16, bytes) if LITTLE_ENDIAN => {
-                widen::<S, true>(s, &bytes[2 * places.start..], groups, scales)
+                let bytes = whole::<S>(&bytes[2 * places.start..], groups, 16, &mut self.stored);
+                widen::<S, true>(s, bytes, groups, scales);
             }
             Scales::Bytes(FloatType::F32, bytes) if LITTLE_ENDIAN => {
-                widen::<S, false>(s, &bytes[4 * places.start..], groups, scales)
+                let bytes = whole::<S>(&bytes[4 * places.start..], groups, 32, &mut self.stored);
+                widen::<S, false>(s, bytes, groups, scales);
             }
             Scales::Bytes(float, bytes) => {
                 convert(float, &bytes[places.start * float.size()..places.end * float.size()], &mut scales[..groups]);
@@ -95,37 +98,37 @@ impl Channel {
             }
             return Ok(());
         };
-        let per_byte = 8 / D::ZERO_BITS as usize;
-        let bytes = groups.div_ceil(per_byte);
+        let bytes = groups.div_ceil(8 / D::ZERO_BITS as usize);
+        s.prefetch(packed.as_ptr().wrapping_add((channel + FAR) * bytes));
         let packed = &packed[channel * bytes..];
-        let per_chunk = per_byte * PACKED;
-        for group in (0..groups).step_by(per_chunk) {
-            // Sixteen bytes, of which those behind the row belong to others: their scales are 0.
-            let some = &packed[group / per_byte..];
-            let mut padded = [0; PACKED];
-            let chunk = some.first_chunk().unwrap_or_else(|| {
-                padded[..some.len()].copy_from_slice(some);
-                &padded
-            });
-            let left = groups - group;
-            if D::ZERO_BITS > D::BITS {
-                check(chunk, left, D::BITS).map_err(|(i, value)| Error::ZeroPoint {
-                    row: channel,
-                    group: group + i,
-                    value,
-                    bits: D::BITS,
-                })?;
-            }
-            let (scales, offsets) = (&scales[group..group + per_chunk], &mut offsets[group..group + per_chunk]);
-            let upto = left.next_multiple_of(S::WIDTH / 4).min(per_chunk);
-            match D::ZERO_BITS {
-                2 => scale_zeros::<S, 2>(s, chunk, &scales[..upto], &mut offsets[..upto]),
-                4 => scale_zeros::<S, 4>(s, chunk, &scales[..upto], &mut offsets[..upto]),
-                _ => scale_zeros::<S, 8>(s, chunk, &scales[..upto], &mut offsets[..upto]),
-            }
+        let own = whole::<S>(packed, groups, D::ZERO_BITS as usize, &mut self.stored);
+        if D::ZERO_BITS > D::BITS && !are_codes(own, D::BITS) {
+            check(&packed[..bytes], groups, D::BITS).map_err(|(group, value)| Error::ZeroPoint {
+                row: channel,
+                group,
+                value,
+                bits: D::BITS,
+            })?;
+        }
+        match D::ZERO_BITS {
+            2 => scale_zeros::<S, 2>(s, own, groups, scales, offsets),
+            4 => scale_zeros::<S, 4>(s, own, groups, scales, offsets),
+            _ => scale_zeros::<S, 8>(s, own, groups, scales, offsets),
         }
         Ok(())
     }
+}
+
+/// `count` numbers of `bits` bits and as many more as fill a register of floats: `bytes`, or a copy where they end before.
+#[inline(always)]
+fn whole<'a, S: Simd>(bytes: &'a [u8], count: usize, bits: usize, copy: &'a mut Buffer<u8>) -> &'a [u8] {
+    let needed = count.next_multiple_of(S::WIDTH / 4) * bits / 8;
+    if bytes.len() >= needed {
+        return &bytes[..needed];
+    }
+    let copy = &mut copy.as_mut_slice()[..needed];
+    copy[..bytes.len()].copy_from_slice(bytes);
+    copy
 }
 
 /// Asks for `count` scales from `first` on. They lie apart from the codes, too few at a time for the processor to see that they
@@ -142,15 +145,15 @@ fn prefetch<S: Simd>(s: S, scales: Scales<'_>, first: usize, count: usize) {
     }
 }
 
-/// `offset = -zero * scale` for the first zero points of a chunk, of `BITS` bits: as many as there are scales, whole registers
-/// of them.
+/// `offset = -zero * scale` for `count` zero points of `BITS` bits; what is behind has scales of zero.
 #[inline(always)]
 #[expect(unsafe_code, reason = "registers are loaded from and stored to slices by pointer")]
-fn scale_zeros<S: Simd, const BITS: u32>(s: S, zeros: &[u8; PACKED], scales: &[f32], offsets: &mut [f32]) {
+fn scale_zeros<S: Simd, const BITS: u32>(s: S, zeros: &[u8], count: usize, scales: &[f32], offsets: &mut [f32]) {
     let lanes = S::WIDTH / 4;
-    assert!(scales.len() == offsets.len() && scales.len() * BITS as usize <= 8 * PACKED);
-    for i in (0..scales.len() / lanes * lanes).step_by(lanes) {
-        // SAFETY: `i + lanes` is no more than both lengths, nor than the zero points in a chunk.
+    let end = count.next_multiple_of(lanes);
+    assert!(scales.len() >= end && offsets.len() >= end && zeros.len() >= end * BITS as usize / 8);
+    for i in (0..end).step_by(lanes) {
+        // SAFETY: `i + lanes` is no more than `end`, and as much was seen to be there.
         unsafe {
             let scale = s.mul(s.load_floats(scales.as_ptr().add(i)), s.floats(-1.0));
             let zeros = s.load_small::<BITS>(zeros.as_ptr().add(i * BITS as usize / 8));
@@ -159,41 +162,37 @@ fn scale_zeros<S: Simd, const BITS: u32>(s: S, zeros: &[u8; PACKED], scales: &[f
     }
 }
 
-/// The first of the first `left` nibbles that is no code of `bits` bits, and its value.
+/// Whether all nibbles, a multiple of four, are codes of `bits` bits.
 #[inline(always)]
-fn check(chunk: &[u8; PACKED], left: usize, bits: u32) -> Result<(), (usize, u8)> {
-    let above = u128::from_le_bytes([0x11 * (0x0f << bits & 0x0f); PACKED]);
-    let counted = if left < 2 * PACKED { (1 << (4 * left)) - 1 } else { u128::MAX };
-    let wrong = u128::from_le_bytes(*chunk) & above & counted;
-    if wrong == 0 {
-        return Ok(());
-    }
-    let place = wrong.trailing_zeros() as usize / 4;
-    Err((place, chunk[place / 2] >> (4 * (place % 2)) & 0x0f))
+fn are_codes(packed: &[u8], bits: u32) -> bool {
+    let above = [0x11 * (0x0f << bits & 0x0f); 2];
+    let seen = packed.as_chunks().0.iter().fold(0, |seen, pair| seen | u16::from_ne_bytes(*pair));
+    seen & u16::from_ne_bytes(above) == 0
 }
 
-/// The first `count` floats of `bytes`, in half precision or single, at any address, then a register of zeros at least.
+/// The first of `count` nibbles that is no code of `bits` bits, and its value.
+#[cold]
+#[inline(never)]
+fn check(packed: &[u8], count: usize, bits: u32) -> Result<(), (usize, u8)> {
+    let nibbles = packed.iter().flat_map(|byte| [byte & 0x0f, byte >> 4]);
+    let wrong = nibbles.take(count).enumerate().find(|(_, nibble)| nibble >> bits != 0);
+    wrong.map_or(Ok(()), Err)
+}
+
+/// `count` floats of `bytes`, in half precision or single, at any address, then a register of zeros at least.
 #[inline(always)]
 #[expect(unsafe_code, reason = "registers are loaded from and stored to slices by pointer")]
 fn widen<S: Simd, const HALF: bool>(s: S, bytes: &[u8], count: usize, out: &mut [f32]) {
     let (lanes, size) = (S::WIDTH / 4, if HALF { 2 } else { 4 });
-    for i in (0..count).step_by(lanes) {
-        let bytes = &bytes[size * i..];
-        let out = &mut out[i..i + lanes];
-        let mut some = [0u8; MOST_BYTES];
-        let at = if bytes.len() >= size * lanes {
-            bytes.as_ptr()
-        } else {
-            some[..bytes.len()].copy_from_slice(bytes);
-            some.as_ptr()
-        };
-        // SAFETY: at least a register's floats lie in the slice or in the array, which holds those of the widest set; the
-        // slice of the output is a register long.
-        unsafe {
+    let end = count.next_multiple_of(lanes);
+    assert!(bytes.len() >= size * end && out.len() >= count + lanes && out.len() >= end);
+    // SAFETY: `i + lanes` is no more than `end`, and as much was seen to be there; so was a register behind `count`.
+    unsafe {
+        for i in (0..end).step_by(lanes) {
+            let at = bytes.as_ptr().add(size * i);
             let floats = if HALF { s.load_halves(at) } else { s.load_floats(at.cast()) };
-            s.store_floats(floats, out.as_mut_ptr());
+            s.store_floats(floats, out.as_mut_ptr().add(i));
         }
+        s.store_floats(s.floats(0.0), out.as_mut_ptr().add(count));
     }
-    // SAFETY: the slice is a register long.
-    unsafe { s.store_floats(s.floats(0.0), out[count..count + lanes].as_mut_ptr()) }
 }
