@@ -9,6 +9,7 @@ use crate::simd::MOST_BYTES;
 use crate::tokens::Input;
 use std::any::TypeId;
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// Rows of activations that a thread rounds one after the other. Their lines begin with a sheaf of their own.
 const ROWS_PER_PIECE: usize = 8;
@@ -78,8 +79,16 @@ pub(crate) struct Activations {
 }
 
 impl Activations {
-    /// Rounds `x: [rows, k]`, or takes what is rounded already.
-    pub(crate) fn set<D: Decode>(&mut self, x: Input<'_>, rows: usize, layout: &Layout, levels: Levels, pool: &Pool) {
+    /// Rounds these rows of `x: [_, k]`, or takes what is rounded already.
+    pub(crate) fn set<D: Decode>(
+        &mut self,
+        x: Input<'_>,
+        Range { start, end }: Range<usize>,
+        layout: &Layout,
+        levels: Levels,
+        pool: &Pool,
+    ) {
+        let rows = end - start;
         let limbs = match (levels, x) {
             (Levels::Int16, Input::F32(_)) => 2,
             _ => 1,
@@ -88,6 +97,7 @@ impl Activations {
         self.uneven.resize(rows, false);
         if let (2, Input::F32(x)) = (limbs, x) {
             let piece = (ROWS_PER_PIECE * layout.k).max(1);
+            let x = &x[start * layout.k..end * layout.k];
             pool.for_each(x.chunks(piece).zip(self.uneven.chunks_mut(ROWS_PER_PIECE)), |(x, uneven)| {
                 for (x, uneven) in x.chunks(layout.k).zip(uneven) {
                     *uneven = x.chunks(layout.group).any(is_uneven);
@@ -136,7 +146,7 @@ impl Activations {
             let mut row = ROW.take();
             let mut third = piece.uneven.len() * limbs;
             for (i, &uneven) in piece.uneven.iter().enumerate() {
-                let place = piece.first + i;
+                let place = start + piece.first + i;
                 let at = place * layout.k..(place + 1) * layout.k;
                 match x {
                     Input::F32(x) => row.round(&x[at], layout, levels, limbs + usize::from(uneven)),

@@ -36,6 +36,10 @@ use std::cell::RefCell;
 /// Rows that are multiplied straight from the stored bytes.
 pub(crate) const SMALL: usize = 16;
 
+/// Rows that are rounded before they are multiplied; more of them come in blocks of as many, so that what threads keep does
+/// not grow with a prompt. Panels of channels are unpacked once for each block.
+const BLOCK: usize = 1024;
+
 /// Least output channels to a thread.
 const LEAST_CHANNELS: usize = 16;
 
@@ -67,20 +71,25 @@ pub(crate) fn product<D: Decode>(
         return Ok(());
     }
     ACTIVATIONS.with_borrow_mut(|activations| {
-        activations.set::<D>(x, rows, &weight.layout, levels, pool);
-        let y = epilogue::Output::new(y, rows, w.n, epilogue);
-        let failed = std::sync::Mutex::new(None);
-        let step = if rows <= SMALL { small::CHANNELS } else { tall::CHANNELS };
-        pool.split(outputs, step, LEAST_CHANNELS, |channels| {
-            let done = match rows <= SMALL {
-                true => simd::run(small::Small::<D>::new(&weight, activations, &y, channels)),
-                false => simd::run(tall::Tall::<D>::new(&weight, activations, &y, channels)),
-            };
-            if let Err(error) = done {
-                let mut failed = failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                failed.get_or_insert(error);
-            }
-        });
-        failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).map_or(Ok(()), Err)
+        (0..rows).step_by(BLOCK).zip(y.chunks_mut(BLOCK * outputs)).try_for_each(|(first, y)| {
+            let block = first..rows.min(first + BLOCK);
+            let residual = epilogue.residual.map(|residual| &residual[first * outputs..][..y.len()]);
+            let epilogue = Epilogue { residual, ..epilogue };
+            activations.set::<D>(x, block.clone(), &weight.layout, levels, pool);
+            let y = epilogue::Output::new(y, block.len(), w.n, epilogue);
+            let failed = std::sync::Mutex::new(None);
+            let step = if rows <= SMALL { small::CHANNELS } else { tall::CHANNELS };
+            pool.split(outputs, step, LEAST_CHANNELS, |channels| {
+                let done = match rows <= SMALL {
+                    true => simd::run(small::Small::<D>::new(&weight, activations, &y, channels)),
+                    false => simd::run(tall::Tall::<D>::new(&weight, activations, &y, channels)),
+                };
+                if let Err(error) = done {
+                    let mut failed = failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    failed.get_or_insert(error);
+                }
+            });
+            failed.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).map_or(Ok(()), Err)
+        })
     })
 }

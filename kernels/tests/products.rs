@@ -262,6 +262,28 @@ fn one_hot_rows_find_every_weight() {
                 }
                 assert!(y[40..].iter().all(|&y| y == 0.0), "{what}: other rows are zero");
             }
+            // A different weight for every row.
+            for rows in [2, 3, 8, 16, MOST_ROWS] {
+                case.x.fill(0.0);
+                let hot = |row: usize| (row * 37 + rows) % k;
+                for row in 0..rows {
+                    case.x[row * k + hot(row)] = 1.0;
+                }
+                let y = case.run(kernel, rows, Epilogue::default(), &pool);
+                for (i, y) in y.iter().enumerate() {
+                    let (row, channel) = (i / 40, i % 40);
+                    let place = channel * case.codes.groups() + hot(row) / case.codes.group;
+                    let (q, z) = (case.codes.codes[channel * k + hot(row)], case.codes.zero_points[place]);
+                    let (q, z, s) = (f32::from(q), f32::from(z), case.codes.scales[place]);
+                    let error = (y - s * (q - z)).abs();
+                    assert!(
+                        error <= 4.0 * f32::EPSILON * s * (q + z),
+                        "{what}: weight {} of {channel}, row {row} of {rows}, is {}, not {y}",
+                        hot(row),
+                        s * (q - z)
+                    );
+                }
+            }
         });
     }
 }
@@ -435,6 +457,40 @@ fn neither_threads_nor_other_rows_change_an_output() {
     });
 }
 
+/// More rows than are rounded in one go.
+#[test]
+fn blocks_of_rows_follow_one_another() {
+    let (n, k, group, rows, half) = (36, 64, 32, 2100, 1050);
+    each(k, group, |format, kernel, what| {
+        if kernel.accuracy == Accuracy::Single {
+            return;
+        }
+        let mut case = Case::new(format, n, k, group, |_| 0.0);
+        case.x = (0..rows * k).map(heavy_tailed(23)).collect();
+        let residual: Vec<f32> = (0..rows * n).map(|i| (i % 101) as f32).collect();
+        let tokens = Tokens::new(&case.x, k, &Pool::single());
+        let halves = case.x.chunks(half * k).map(|x| Tokens::new(x, k, &Pool::single()));
+        let halves: Vec<Tokens> = halves.collect();
+        for (whole, [upper, lower]) in [
+            (Input::from(&case.x), [Input::from(&case.x[..half * k]), Input::from(&case.x[half * k..])]),
+            (Input::from(&tokens), [Input::from(&halves[0]), Input::from(&halves[1])]),
+        ] {
+            for (gated, outputs) in [(false, n), (true, n / 2)] {
+                let run = |x: Input<'_>, first: usize, rows: usize| {
+                    let mut y = vec![f32::NAN; rows * outputs];
+                    let residual = Some(&residual[first * outputs..][..rows * outputs]);
+                    let epilogue = Epilogue { gated, residual, ..Epilogue::default() };
+                    (kernel.run)(&Product { x, ..case.product(rows, epilogue) }, &mut y, &Pool::new(2))
+                        .expect("lengths fit");
+                    y
+                };
+                let parts = [run(upper, 0, half), run(lower, half, half)].concat();
+                assert!(run(whole, 0, rows) == parts, "{what}, gated: {gated}: all rows at once and in two halves");
+            }
+        }
+    });
+}
+
 /// Activations that are rounded already are multiplied as they are, by every format.
 #[test]
 fn rounded_activations_are_not_rounded_again() {
@@ -520,7 +576,7 @@ fn epilogues_follow_the_product() {
         let bias: Vec<f32> = (0..n).map(|_| random.signed()).collect();
         let residual: Vec<f32> = (0..rows * n).map(|_| random.signed()).collect();
         for (gated, outputs) in [(false, n), (true, n / 2)] {
-            for rows in [1, rows] {
+            for rows in [1, 2, 5, 16, rows] {
                 let plain = case.run(kernel, rows, Epilogue::default(), &Pool::new(2));
                 let at = |row: usize, channel: usize| f64::from(plain[row * n + channel]) + f64::from(bias[channel]);
                 let epilogue = Epilogue { bias: Some(&bias), gated, residual: Some(&residual[..rows * outputs]) };
