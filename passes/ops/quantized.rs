@@ -79,7 +79,7 @@ impl QuantizedLayer {
     ///
     /// # Errors
     ///
-    /// If the op carries no weight format or one of other bits, or an attribute is missing or not positive.
+    /// If the op carries no weight format or one of other bits, or an attribute is missing, not positive or above `u32::MAX`.
     pub fn read(domain: &str, op: &str, attribute: impl Fn(&str) -> Option<i64>) -> Result<QuantizedLayer, OpError> {
         let bits = attribute("bits").unwrap_or(4);
         let Some(format) = Format::carried_by(domain, op, bits) else {
@@ -87,11 +87,13 @@ impl QuantizedLayer {
         };
         let grouped = format.scheme == Scheme::WeightOnly;
         let size = |name: &str| {
-            attribute(name).and_then(|v| usize::try_from(v).ok()).filter(|&v| v > 0).ok_or_else(|| {
-                let found = attribute(name).map_or("missing".to_owned(), |v| v.to_string());
-                let names = if grouped { "K, N and block_size" } else { "K and N" };
-                OpError::Unsupported(format!("attribute {name} is {found}; {names} must be positive"))
-            })
+            attribute(name).and_then(|v| u32::try_from(v).ok()).filter(|&v| v > 0).map(|v| v as usize).ok_or_else(
+                || {
+                    let found = attribute(name).map_or("missing".to_owned(), |v| v.to_string());
+                    let names = if grouped { "K, N and block_size" } else { "K and N" };
+                    OpError::Unsupported(format!("attribute {name} is {found}; {names} must be from 1 to {}", u32::MAX))
+                },
+            )
         };
         let (k, n) = (size("K")?, size("N")?);
         let group = if grouped { size("block_size")? } else { k };
@@ -141,6 +143,11 @@ fn product(call: &Call<'_>) -> Result<Vec<Array>, OpError> {
         Some(Attr::Int(value)) => Some(*value),
         _ => None,
     })?;
+    let inputs = &layer.format.schema.inputs;
+    if node.inputs.len() > inputs.len() {
+        let (found, most) = (node.inputs.len(), inputs.len());
+        return Err(OpError::Unsupported(format!("{found} inputs, expected at most {most}: {}", inputs.join(", "))));
+    }
     let optional = |name| layer.format.schema.slot(name).and_then(|slot| call.optional(slot));
     if optional("g_idx").is_some() {
         return Err(OpError::Unsupported(

@@ -80,7 +80,7 @@ const CASES: &[(&str, &str, &str, &[&str])] = &[
         "sizes beyond all memory",
         "y = com.microsoft.MatMulNBits <K = 32, N = 4611686018427387904, block_size = 16> (x, b, s)",
         "",
-        &["layer", "the packed codes holds 128 elements"],
+        &["layer", "attribute N is 4611686018427387904", "must be from 1 to 4294967295"],
     ),
     (
         "scales of another length",

@@ -3,5 +3,6 @@
 
 mod eval;
 mod flow;
+mod quantized;
 mod samples;
 mod vjp;
