@@ -16,6 +16,9 @@
 //! op's function body does.
 
 mod cpu;
+mod cuda;
+
+pub use cuda::w3_tiles;
 
 use crate::affine::Levels;
 use crate::blocks;

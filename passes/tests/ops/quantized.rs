@@ -28,12 +28,7 @@ const CASES: &[(&str, &str, &str, &[&str])] = &[
         "x, b, s",
         &["the packed codes holds 128 elements, expected 144"],
     ),
-    (
-        "codes that are floats",
-        "K = 32, N = 8, block_size = 16",
-        "x, s, s",
-        &["input B has type float, expected uint8"],
-    ),
+    ("codes that are floats", "K = 32, N = 8, block_size = 16", "x, s, s", &["input B has type float, expected uint8"]),
     (
         "scales that are bytes",
         "K = 32, N = 8, block_size = 16",

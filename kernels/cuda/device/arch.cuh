@@ -1,0 +1,142 @@
+// What kernels ask of the processor, in inline PTX and built-in functions: no header of the toolkit is needed, and nothing
+// here but syntax depends on the compiler. Tests on the host put a file of the same name in its place.
+#pragma once
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#define DEVICE __device__ __forceinline__
+#define KERNEL(name, threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks) name
+
+// Sixteen bytes, one access of memory.
+struct __align__(16) Words {
+    u32 at[4];
+};
+
+// Types of activations. Numbers of them are carried as 16 bits.
+struct F16 {};
+struct BF16 {};
+
+DEVICE int thread() { return threadIdx.x; }
+DEVICE int block_x() { return blockIdx.x; }
+DEVICE int block_y() { return blockIdx.y; }
+
+// Memory that the threads of a block share, as much as the launch asks for.
+DEVICE u8* shared_memory() {
+    extern __shared__ __align__(16) u8 bytes[];
+    return bytes;
+}
+
+DEVICE void sync() { __syncthreads(); }
+
+// What this thread has written is seen by whoever sees what it writes afterwards.
+DEVICE void fence() { __threadfence(); }
+
+// Adds and answers what was there before.
+DEVICE u32 add_at(u32* at, u32 value) { return atomicAdd(at, value); }
+
+// With programmatic dependent launch: waits until the kernels before have ended and what they wrote can be read. Until then
+// only weights may be read, which no kernel writes.
+DEVICE void wait_for_earlier() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Lets the kernels behind start, up to where they wait.
+DEVICE void start_later() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+// Weights: read once, by one block, never written.
+DEVICE Words load_weights(const u8* at) {
+    Words w;
+    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(w.at[0]), "=r"(w.at[1]), "=r"(w.at[2]), "=r"(w.at[3])
+        : "l"(at));
+    return w;
+}
+
+DEVICE void load_words(const u8* at, u32 (&words)[1]) {
+    asm("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(words[0]) : "l"(at));
+}
+
+DEVICE void load_words(const u8* at, u32 (&words)[2]) {
+    asm("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(words[0]), "=r"(words[1]) : "l"(at));
+}
+
+DEVICE void load_words(const u8* at, u32 (&words)[4]) {
+    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+        : "l"(at));
+}
+
+// What lane `lane` of the warp has. All lanes come here together.
+DEVICE u32 of_lane(u32 value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
+
+// Activations: read by many blocks.
+DEVICE Words load_shared(const u16* at) { return *(const Words*)at; }
+
+// A number that another block has written.
+DEVICE float load_fresh(const float* at) { return __ldcg(at); }
+
+DEVICE float as_float(u32 bits) { return __uint_as_float(bits); }
+
+DEVICE float to_float(F16, u16 bits) {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+}
+
+DEVICE float to_float(BF16, u16 bits) { return as_float((u32)bits << 16); }
+
+DEVICE u16 from_float(F16, float value) {
+    u16 bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+}
+
+DEVICE u16 from_float(BF16, float value) {
+    u16 bits;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+}
+
+// 1 / (1 + exp(-value)), to a few units in the last place.
+DEVICE float sigmoid(float value) {
+    float power, inverse;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(-1.44269504f * value));
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.0f + power));
+    return inverse;
+}
+
+// Both halves: a - b.
+DEVICE u32 minus(F16, u32 a, u32 b) {
+    u32 difference;
+    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(difference) : "r"(a), "r"(b));
+    return difference;
+}
+
+// There is no subtraction of bfloat16 before sm_90. The sign of b is turned here, which a constant takes for nothing.
+DEVICE u32 minus(BF16, u32 a, u32 b) {
+    u32 difference;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(difference) : "r"(a), "r"(0x3f803f80u), "r"(b ^ 0x80008000u));
+    return difference;
+}
+
+// d += a b: rows of 16 of a (weights), columns of 8 of b (token rows), 16 along k. All lanes of a warp come here together.
+DEVICE void mma(F16, float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+DEVICE void mma(BF16, float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}

@@ -1,0 +1,274 @@
+// Up to 16 token rows: y = x W^T for a weight whose tiles lie in the order of tensor-core fragments.
+//
+// A block takes 32 output channels and a part of k; its warps take the tiles of that part in turn and add up what they have
+// in a fixed order. Where a row of tiles is shared by several blocks (`splits`), the last one to arrive adds up what all have
+// written, in the order of k. So no result depends on who came when. A column of x is never mixed with another: an output is
+// the same bits for any number of token rows.
+//
+//   tile: 32 channels x 128 along k, [1536 bytes of codes] [32 rows, SUBS] words of scale and zero point
+//   a lane (g = lane / 4, t = lane % 4) has rows g, g + 8, g + 16, g + 24 and, of every 32 along k, the eight from 8 t on
+//
+// Group sums of x come from the tensor cores, too: a fragment of ones gives every lane the sums of its columns.
+#pragma once
+#include "arch.cuh"
+
+// The arguments of a kernel. Pointers are device memory; what may be null says so.
+struct Small {
+    const u8* tiles;      // [ceil(n / 32), k_tiles, TILE]
+    const u16* x;         // [rows, x_stride], 16-byte aligned rows
+    const u16* bias;      // [n], or null
+    const u16* residual;  // [rows, y_stride], or null
+    void* y;              // [rows, y_stride]: 16 bits, or f32 if `single`
+    float* partial;       // [splits, ceil(n / 32), 32 * 8 * NT], or null if splits is 1
+    u32* arrived;         // [ceil(n / 32)], zero before and after, or null if splits is 1
+    int rows;             // 1 to 8 * NT
+    int k;
+    int n;  // output channels of the weight; for a gate, y has half as many
+    int x_stride;
+    int y_stride;
+    int k_tiles;  // ceil(k / 128)
+    int splits;
+    int gated;   // tiles hold 16 channels of the gate above 16 of the other half: y = silu(gate) * up
+    int single;
+};
+
+const int WARPS = 8;
+const int CODES = 1536;
+
+template <int SUBS>
+struct Tile {
+    Words codes[3];
+    u32 scales[SUBS];  // of row `lane`, for each group of the tile
+};
+
+template <int SUBS>
+DEVICE int tile_bytes() {
+    return CODES + 128 * SUBS;
+}
+
+template <int SUBS>
+DEVICE Tile<SUBS> load_tile(const u8* tile, int lane) {
+    Tile<SUBS> loaded;
+#pragma unroll
+    for (int i = 0; i < 3; i++) loaded.codes[i] = load_weights(tile + 512 * i + 16 * lane);
+    load_words(tile + CODES + 4 * SUBS * lane, loaded.scales);
+    return loaded;
+}
+
+// Eight of a row of x from `at` on; zeros from `k` on, if the row may end there.
+template <bool ENDS>
+DEVICE Words load_x(const u16* row, int at, int k) {
+    int left = k - at;
+    Words x = {{0, 0, 0, 0}};
+    if (ENDS && left <= 0) return x;
+    x = load_shared(row + at);
+    if (ENDS && left < 8) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int halves = left - 2 * i;
+            x.at[i] = halves >= 2 ? x.at[i] : halves == 1 ? x.at[i] & 0xffffu : 0u;
+        }
+    }
+    return x;
+}
+
+// Adds `scale * (products - zero point * sums)` of one group to what the 16 channels from `row` on have.
+template <int NT>
+DEVICE void add_group(float (&out)[NT][4], const float (&products)[NT][4], const float (&sums)[NT][4], u32 scales, int row) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        // A single float whose four lowest bits are the zero point; 2^23 + z, less 2^23, is z.
+        u32 both = of_lane(scales, row + 8 * half);
+        float scale = as_float(both & ~15u);
+        float zero = as_float((both & 15u) | 0x4b000000u) - 8388608.0f;
+#pragma unroll
+        for (int nt = 0; nt < NT; nt++) {
+#pragma unroll
+            for (int column = 0; column < 2; column++) {
+                float centred = products[nt][2 * half + column] - zero * sums[nt][column];
+                out[nt][2 * half + column] += scale * centred;
+            }
+        }
+    }
+}
+
+// The products of a tile with `8 NT` token rows. `Weight::pairs` decodes 32 weights of a lane into 16 registers.
+template <class T, class Weight, int NT, int SUBS, bool ENDS>
+DEVICE void add_tile(float (&out)[2][NT][4], const Tile<SUBS>& tile, const u16* const (&x)[NT], int at, int k) {
+    const u32 ones[4] = {Weight::ONE, Weight::ONE, Weight::ONE, Weight::ONE};
+    // Half of a tile, 64 along k, holds whole groups or half of one.
+    const int GROUPS = SUBS < 2 ? 1 : SUBS / 2, STEPS = 4 / GROUPS;
+    float products[2][NT][4], sums[GROUPS][NT][4];
+#pragma unroll
+    for (int kh = 0; kh < 2; kh++) {
+        bool starts = SUBS > 1 || kh == 0, stops = SUBS > 1 || kh == 1;
+        Words b[2][NT];
+#pragma unroll
+        for (int u = 0; u < 2; u++)
+#pragma unroll
+            for (int nt = 0; nt < NT; nt++) b[u][nt] = load_x<ENDS>(x[nt], at + 64 * kh + 32 * u, k);
+#pragma unroll
+        for (int s = 0; s < 4; s++)
+#pragma unroll
+            for (int nt = 0; nt < NT; nt++) {
+                if (starts && s % STEPS == 0)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) sums[s / STEPS][nt][i] = 0.0f;
+                mma(T(), sums[s / STEPS][nt], ones, b[s / 2][nt].at[2 * (s % 2)], b[s / 2][nt].at[2 * (s % 2) + 1]);
+            }
+#pragma unroll
+        for (int mt = 0; mt < 2; mt++) {
+            const int FIRST = 3 * (2 * mt + kh);
+            u32 words[3], pairs[16];
+#pragma unroll
+            for (int i = 0; i < 3; i++) words[i] = tile.codes[(FIRST + i) / 4].at[(FIRST + i) % 4];
+            Weight::pairs(words, pairs);
+#pragma unroll
+            for (int s = 0; s < 4; s++) {
+                const u32 a[4] = {pairs[4 * s], pairs[4 * s + 1], pairs[4 * s + 2], pairs[4 * s + 3]};
+#pragma unroll
+                for (int nt = 0; nt < NT; nt++) {
+                    if (starts && s % STEPS == 0)
+#pragma unroll
+                        for (int i = 0; i < 4; i++) products[mt][nt][i] = 0.0f;
+                    mma(T(), products[mt][nt], a, b[s / 2][nt].at[2 * (s % 2)], b[s / 2][nt].at[2 * (s % 2) + 1]);
+                }
+                if (stops && s % STEPS == STEPS - 1) {
+                    const int GROUP = SUBS == 1 ? 0 : GROUPS * kh + s / STEPS;
+                    add_group<NT>(out[mt], products[mt], sums[s / STEPS], tile.scales[GROUP], 16 * mt + thread() % 32 / 4);
+                }
+            }
+        }
+    }
+}
+
+// What a block has for channel `row` of its 32 and token row `column`, to `y`.
+template <class T>
+DEVICE void finish(const Small& a, int tile, int row, int column, float own, float up) {
+    int outputs = a.gated ? a.n / 2 : a.n;
+    int channel = (a.gated ? 16 : 32) * tile + row;
+    if (channel >= outputs || column >= a.rows) return;
+    if (a.bias) own += to_float(T(), a.bias[channel]);
+    if (a.gated) {
+        if (a.bias) up += to_float(T(), a.bias[outputs + channel]);
+        own = own * sigmoid(own) * up;
+    }
+    u64 place = (u64)column * a.y_stride + channel;
+    if (a.residual) own += to_float(T(), a.residual[place]);
+    if (a.single) {
+        ((float*)a.y)[place] = own;
+    } else {
+        ((u16*)a.y)[place] = from_float(T(), own);
+    }
+}
+
+// Bytes of shared memory: the sums of all warps, and a word.
+template <int NT>
+DEVICE constexpr int small_shared() {
+    return WARPS * 32 * 8 * NT * 4 + 16;
+}
+
+template <class T, class Weight, int NT, int SUBS>
+DEVICE void small(const Small& a) {
+    const int COLUMNS = 8 * NT, ALL = 32 * COLUMNS;
+    // Tiles that are on their way while one is multiplied, as many as registers allow.
+    const int AHEAD = NT == 1 && SUBS <= 2 ? 2 : 1;
+    int lane = thread() % 32, warp = thread() / 32;
+    int tile_row = block_x(), split = block_y();
+    int start = (int)((long long)a.k_tiles * split / a.splits);
+    int end = (int)((long long)a.k_tiles * (split + 1) / a.splits);
+    const u8* tiles = a.tiles + (u64)tile_row * a.k_tiles * tile_bytes<SUBS>();
+
+    // Weights set out before the kernels that compute x have ended.
+    Tile<SUBS> coming[AHEAD];
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++) {
+        int tile = start + warp + WARPS * i;
+        if (tile < end) coming[i] = load_tile<SUBS>(tiles + (u64)tile * tile_bytes<SUBS>(), lane);
+    }
+    start_later();
+    wait_for_earlier();
+
+    // Columns beyond the last token row compute it again.
+    const u16* x[NT];
+#pragma unroll
+    for (int nt = 0; nt < NT; nt++) {
+        int row = 8 * nt + lane / 4;
+        x[nt] = a.x + (u64)(row < a.rows ? row : a.rows - 1) * a.x_stride;
+    }
+    float out[2][NT][4];
+#pragma unroll
+    for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) out[0][nt][i] = out[1][nt][i] = 0.0f;
+
+    for (int first = start + warp; first < end; first += WARPS * AHEAD) {
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            int tile = first + WARPS * i;
+            if (tile >= end) break;
+            Tile<SUBS> now = coming[i];
+            int next = tile + WARPS * AHEAD;
+            if (next < end) coming[i] = load_tile<SUBS>(tiles + (u64)next * tile_bytes<SUBS>(), lane);
+            int at = 128 * tile + 8 * (lane % 4);
+            if (128 * tile + 128 <= a.k) {
+                add_tile<T, Weight, NT, SUBS, false>(out, now, x, at, a.k);
+            } else {
+                add_tile<T, Weight, NT, SUBS, true>(out, now, x, at, a.k);
+            }
+        }
+    }
+
+    // [warp][column][row]: what follows reads rows side by side.
+    float* sums = (float*)shared_memory();
+#pragma unroll
+    for (int mt = 0; mt < 2; mt++)
+#pragma unroll
+        for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int row = 16 * mt + 8 * (i / 2) + lane / 4, column = 8 * nt + 2 * (lane % 4) + i % 2;
+                sums[warp * ALL + column * 32 + row] = out[mt][nt][i];
+            }
+    sync();
+    float own[NT];
+#pragma unroll
+    for (int i = 0; i < NT; i++) {
+        int place = thread() + 256 * i;
+        own[i] = 0.0f;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) own[i] += sums[w * ALL + place];
+    }
+    if (a.splits > 1) {
+        u32* last = (u32*)(sums + WARPS * ALL);
+        u64 rows_of_tiles = (u64)((a.n + 31) / 32);
+#pragma unroll
+        for (int i = 0; i < NT; i++) a.partial[(split * rows_of_tiles + tile_row) * ALL + thread() + 256 * i] = own[i];
+        fence();
+        sync();
+        if (thread() == 0) *last = add_at(a.arrived + tile_row, 1) == (u32)a.splits - 1;
+        sync();
+        if (!*last) return;
+        fence();
+        if (thread() == 0) a.arrived[tile_row] = 0;
+#pragma unroll
+        for (int i = 0; i < NT; i++) {
+            own[i] = 0.0f;
+            for (int s = 0; s < a.splits; s++)
+                own[i] += load_fresh(a.partial + (s * rows_of_tiles + tile_row) * ALL + thread() + 256 * i);
+        }
+    }
+    if (a.gated) {
+        // The other half of a pair lies with another thread.
+        sync();
+#pragma unroll
+        for (int i = 0; i < NT; i++) sums[thread() + 256 * i] = own[i];
+        sync();
+    }
+#pragma unroll
+    for (int i = 0; i < NT; i++) {
+        int place = thread() + 256 * i, row = place % 32, column = place / 32;
+        if (a.gated && row >= 16) continue;
+        finish<T>(a, tile_row, row, column, own[i], a.gated ? sums[place + 16] : 0.0f);
+    }
+}

@@ -1,0 +1,195 @@
+//! The order in which CUDA kernels read a weight: tiles of 32 output channels by 128 input channels, made at load from the
+//! stored bytes (which stay as they are in the file).
+//!
+//! A tile is what a warp multiplies in one go. Its codes lie in the order of the fragments of `mma.m16n8k16`, so that a lane
+//! loads its own in three accesses of 16 bytes; activations are read in their natural order.
+//!
+//! ```text
+//! lane (g = lane / 4, t = lane % 4), of the 32 rows:    g, g + 8 | g + 16, g + 24      mt = 0 | 1
+//!                                    of 128 along k:    64 kh + 32 u + 8 t + 0..8      kh, u = 0, 1
+//!
+//! mma step s = 2 u + (e / 4) of (mt, kh), e in 0..8 the place among the eight:
+//!     register r = 2 (e / 2 % 2) + (row / 8 % 2), half e % 2          pair 4 s + r
+//! ```
+//!
+//! Behind the codes lie `[32 rows, groups of the tile]` words of scale and zero point: the scale as f32, whose four lowest bits
+//! are the zero point. That is exact for scales of half precision and bfloat16, and within 2^-20 for single ones.
+
+use crate::affine::Codes;
+use crate::error::{Error, check_length};
+use crate::format::{Format, Stored};
+
+/// Output channels of a tile.
+pub const TILE_CHANNELS: usize = 32;
+
+/// Input channels of a tile.
+pub const TILE_K: usize = 128;
+
+/// Bits of a scale's word that hold the zero point.
+const ZERO_BITS: u32 = 4;
+
+/// A weight as tiles.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tiles {
+    /// `[row tiles, k tiles, tile_bytes]`.
+    pub bytes: Vec<u8>,
+    /// Output channels of the weight.
+    pub n: usize,
+    /// Input channels.
+    pub k: usize,
+    /// Groups of a row of a tile: 1 (groups of 128 or 256), 2 (64) or 4 (32).
+    pub groups: usize,
+    /// Whether the upper 16 rows of a tile are a gate's and the lower 16 the other half's.
+    pub gated: bool,
+}
+
+/// Where a weight of a tile is found by the lane that multiplies by it.
+pub(crate) struct Place {
+    /// Lane of the warp.
+    pub(crate) lane: usize,
+    /// `2 mt + kh`: 32 weights of the lane.
+    pub(crate) part: usize,
+    /// Pair of the 32, in the order in which they are multiplied.
+    pub(crate) pair: usize,
+    /// Which of the pair.
+    pub(crate) half: usize,
+}
+
+impl Place {
+    /// Of the weight at `row` in 0..32 and `k` in 0..128.
+    pub(crate) fn of(row: usize, k: usize) -> Place {
+        let (kh, u, t, e) = (k / 64, k / 32 % 2, k / 8 % 4, k % 8);
+        let (step, register) = (2 * u + e / 4, 2 * (e / 2 % 2) + row / 8 % 2);
+        Place { lane: 4 * (row % 8) + t, part: 2 * (row / 16) + kh, pair: 4 * step + register, half: e % 2 }
+    }
+}
+
+impl Tiles {
+    /// Arranges a stored weight; with `gated`, of `[gate; up]`. `put` adds a code to the `code_bytes` of a tile, which are zero
+    /// at first.
+    ///
+    /// # Errors
+    ///
+    /// If groups are not of 32, 64, 128 or 256, a gated weight has an odd number of channels, or the stored bytes are none of
+    /// the format.
+    pub(crate) fn new(
+        format: &Format,
+        stored: &Stored<'_>,
+        gated: bool,
+        code_bytes: usize,
+        put: impl Fn(&mut [u8], &Place, u8),
+    ) -> Result<Tiles, Error> {
+        let &Stored { n, k, group, .. } = stored;
+        let groups = match group {
+            128 | 256 => 1,
+            32 | 64 => TILE_K / group,
+            _ => return Err(Error::Group { group }),
+        };
+        if gated {
+            check_length("the gated weight (output channels)", n, n / 2 * 2)?;
+        }
+        stored.check(format)?;
+        let (row_tiles, k_tiles) = (n.div_ceil(TILE_CHANNELS), k.div_ceil(TILE_K));
+        let tile_bytes = code_bytes + size_of::<u32>() * TILE_CHANNELS * groups;
+        let mut bytes = vec![0; row_tiles * k_tiles * tile_bytes];
+        // Codes are a byte each: a panel at a time.
+        let half = TILE_CHANNELS / 2;
+        for (row_tile, tiles) in bytes.chunks_mut((k_tiles * tile_bytes).max(1)).enumerate() {
+            let ranges = match gated {
+                false => vec![(0, TILE_CHANNELS * row_tile..n.min(TILE_CHANNELS * (row_tile + 1)))],
+                true => [0, n / 2]
+                    .iter()
+                    .enumerate()
+                    .map(|(i, &first)| (half * i, first + half * row_tile..first + (n / 2).min(half * (row_tile + 1))))
+                    .collect(),
+            };
+            for (first, channels) in ranges {
+                let begins = channels.start;
+                let codes = (format.unpack)(&stored.rows(channels)).map_err(|error| error.below(begins))?;
+                for (k_tile, tile) in tiles.chunks_mut(tile_bytes).enumerate() {
+                    let (own, scales) = tile.split_at_mut(code_bytes);
+                    fill(&codes, first, k_tile, groups, own, scales, &put);
+                }
+            }
+        }
+        Ok(Tiles { bytes, n, k, groups, gated })
+    }
+
+    /// Tiles along k.
+    pub fn k_tiles(&self) -> usize {
+        self.k.div_ceil(TILE_K)
+    }
+
+    /// Tiles along the output channels.
+    pub fn row_tiles(&self) -> usize {
+        self.n.div_ceil(TILE_CHANNELS)
+    }
+}
+
+/// Codes and scales of some rows of a tile, from its row `first` on.
+fn fill(
+    codes: &Codes,
+    first: usize,
+    k_tile: usize,
+    groups: usize,
+    own: &mut [u8],
+    scales: &mut [u8],
+    put: &impl Fn(&mut [u8], &Place, u8),
+) {
+    let start = TILE_K * k_tile;
+    for row in 0..codes.n {
+        let along_k = &codes.codes[row * codes.k..(row + 1) * codes.k][start..codes.k.min(start + TILE_K)];
+        for (k, &code) in along_k.iter().enumerate() {
+            put(own, &Place::of(first + row, k), code);
+        }
+        for i in 0..groups {
+            let begins = start + TILE_K / groups * i;
+            if begins < codes.k {
+                let place = row * codes.groups() + begins / codes.group;
+                let word = scale_word(codes.scales[place], codes.zero_points[place]);
+                let words = scales.as_chunks_mut().0;
+                words[groups * (first + row) + i] = word.to_le_bytes();
+            }
+        }
+    }
+}
+
+/// A scale, rounded to 20 bits, with a zero point in the bits that are left.
+fn scale_word(scale: f32, zero_point: u8) -> u32 {
+    let low = (1 << ZERO_BITS) - 1;
+    let up = f32::from_bits(scale.to_bits().saturating_add(1 << (ZERO_BITS - 1)) & !low);
+    let rounded = if up.is_finite() { up.to_bits() } else { scale.to_bits() & !low };
+    rounded | u32::from(zero_point) & low
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_place_of_a_tile_is_somebodys() {
+        let mut seen = vec![false; TILE_CHANNELS * TILE_K];
+        for row in 0..TILE_CHANNELS {
+            for k in 0..TILE_K {
+                let Place { lane, part, pair, half } = Place::of(row, k);
+                assert!(lane < 32 && part < 4 && pair < 16 && half < 2);
+                let place = ((lane * 4 + part) * 16 + pair) * 2 + half;
+                assert!(!std::mem::replace(&mut seen[place], true), "row {row}, k {k}");
+            }
+        }
+    }
+
+    #[test]
+    fn scales_keep_twenty_bits() {
+        for (scale, rounded) in [(1.0, 1.0), (0.1, 0.1), (6.1e-5, 6.1e-5), (f32::MAX, f32::MAX), (1e-40, 1e-40)] {
+            for zero_point in [0, 7, 15] {
+                let word = scale_word(scale, zero_point);
+                assert_eq!(word & 15, u32::from(zero_point));
+                let found = f32::from_bits(word & !15);
+                assert!(found.is_finite() && (found - rounded).abs() <= rounded * 1e-6 + 1e-44, "{scale}: {found}");
+            }
+        }
+        let half = half::f16::from_f32(0.3).to_f32();
+        assert_eq!(f32::from_bits(scale_word(half, 5) & !15), half);
+    }
+}

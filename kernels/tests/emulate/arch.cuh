@@ -1,0 +1,270 @@
+// The processor that kernels ask for in `cuda/device/arch.cuh`, on the host: every thread of a block is a fiber, and what a
+// warp or a block does together waits for all of its threads. Fibers take turns in a random order, shared memory starts as
+// garbage, and what is undefined on the device is an error where it can be seen. This is no device: it says nothing about code
+// generation, memory order between blocks, or time.
+#pragma once
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <random>
+#include <vector>
+
+typedef uint8_t u8;
+typedef uint16_t u16;
+typedef uint32_t u32;
+typedef unsigned long long u64;
+
+#define DEVICE inline
+#define KERNEL(name, threads, blocks) static void name
+
+struct alignas(16) Words {
+    u32 at[4];
+};
+struct F16 {};
+struct BF16 {};
+
+namespace emulated {
+
+[[noreturn]] static void fail(const char* what) {
+    fprintf(stderr, "emulated: %s\n", what);
+    exit(3);
+}
+
+const int MOST_THREADS = 256, LANES = 32;
+
+// All threads of a warp or a block at one place of the program.
+struct Meeting {
+    int size = 0, here = 0;
+    const void* place = nullptr;
+    u64 round = 0;
+};
+
+struct Fiber {
+    ucontext_t context;
+    std::vector<char> stack;
+    bool done = false;
+    const Meeting* waits = nullptr;
+    u64 round = 0;
+};
+
+static std::mt19937_64 random_numbers;
+static ucontext_t scheduler;
+static Fiber fibers[MOST_THREADS];
+static int current, at_x, at_y;
+static std::unique_ptr<u8, void (*)(void*)> shared(nullptr, free);
+static Meeting warps[MOST_THREADS / LANES], block;
+static std::function<void()> body;
+
+static void give_way() { swapcontext(&fibers[current].context, &scheduler); }
+
+// Waits for all; the last to come does `together` before any goes on.
+static void meet(Meeting& meeting, const void* place, const std::function<void()>& together) {
+    if (meeting.here == 0) meeting.place = place;
+    if (meeting.place != place) fail("threads of a warp or a block wait for one another at different places");
+    if (++meeting.here == meeting.size) {
+        together();
+        meeting.here = 0;
+        meeting.round++;
+        return;
+    }
+    Fiber& fiber = fibers[current];
+    fiber.waits = &meeting;
+    fiber.round = meeting.round;
+    give_way();
+}
+
+static void run_fiber() {
+    body();
+    fibers[current].done = true;
+    for (;;) give_way();
+}
+
+// Runs the blocks of a grid one after another, in a random order.
+static void launch(int blocks_x, int blocks_y, int threads, size_t shared_bytes, u64 seed, const std::function<void()>& kernel) {
+    random_numbers.seed(seed);
+    body = kernel;
+    std::vector<int> order(blocks_x * blocks_y);
+    for (size_t i = 0; i < order.size(); i++) order[i] = (int)i;
+    std::shuffle(order.begin(), order.end(), random_numbers);
+    for (int index : order) {
+        at_x = index % blocks_x, at_y = index / blocks_x;
+        shared.reset((u8*)aligned_alloc(16, shared_bytes));
+        memset(shared.get(), 0xff, shared_bytes);  // NaN
+        block = Meeting{threads};
+        for (Meeting& warp : warps) warp = Meeting{LANES};
+        for (int i = 0; i < threads; i++) {
+            Fiber& fiber = fibers[i];
+            fiber.stack.resize(256 << 10);
+            fiber.done = false;
+            fiber.waits = nullptr;
+            getcontext(&fiber.context);
+            fiber.context.uc_stack.ss_sp = fiber.stack.data();
+            fiber.context.uc_stack.ss_size = fiber.stack.size();
+            fiber.context.uc_link = nullptr;
+            makecontext(&fiber.context, run_fiber, 0);
+        }
+        std::vector<int> ready;
+        for (;;) {
+            ready.clear();
+            bool all_done = true;
+            for (int i = 0; i < threads; i++) {
+                Fiber& fiber = fibers[i];
+                if (fiber.done) continue;
+                all_done = false;
+                if (!fiber.waits || fiber.waits->round != fiber.round) ready.push_back(i);
+            }
+            if (all_done) break;
+            if (ready.empty()) fail("threads wait for others that have ended or wait elsewhere");
+            std::shuffle(ready.begin(), ready.end(), random_numbers);
+            for (int i : ready) {
+                fibers[i].waits = nullptr;
+                current = i;
+                swapcontext(&scheduler, &fibers[i].context);
+            }
+        }
+    }
+}
+
+static float half_to_float(u16 bits) {
+    _Float16 value;
+    memcpy(&value, &bits, 2);
+    return (float)value;
+}
+
+static u16 half_from_float(float value) {
+    _Float16 half = (_Float16)value;
+    u16 bits;
+    memcpy(&bits, &half, 2);
+    return bits;
+}
+
+static float bits_to_float(u32 bits) {
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+static u32 bits_of_float(float value) {
+    u32 bits;
+    memcpy(&bits, &value, 4);
+    return bits;
+}
+
+static void aligned(const void* at, size_t bytes) {
+    if ((uintptr_t)at % bytes != 0) fail("an access of memory is not aligned");
+}
+
+}  // namespace emulated
+
+DEVICE int thread() { return emulated::current; }
+DEVICE int block_x() { return emulated::at_x; }
+DEVICE int block_y() { return emulated::at_y; }
+DEVICE u8* shared_memory() { return emulated::shared.get(); }
+
+// A barrier elsewhere is another barrier.
+#define sync() emulated::meet(emulated::block, [] { static const char place = 0; return &place; }(), [] {})
+
+DEVICE void fence() {}
+
+DEVICE u32 add_at(u32* at, u32 value) {
+    u32 before = *at;
+    *at += value;
+    return before;
+}
+
+DEVICE void wait_for_earlier() {}
+DEVICE void start_later() {}
+
+DEVICE Words load_weights(const u8* at) {
+    emulated::aligned(at, 16);
+    Words words;
+    memcpy(&words, at, 16);
+    return words;
+}
+
+template <int N>
+DEVICE void load_words(const u8* at, u32 (&words)[N]) {
+    emulated::aligned(at, 4 * N);
+    memcpy(words, at, 4 * N);
+}
+
+DEVICE Words load_shared(const u16* at) {
+    emulated::aligned(at, 16);
+    Words words;
+    memcpy(&words, at, 16);
+    return words;
+}
+
+DEVICE float load_fresh(const float* at) { return *at; }
+DEVICE float as_float(u32 bits) { return emulated::bits_to_float(bits); }
+DEVICE float to_float(F16, u16 bits) { return emulated::half_to_float(bits); }
+DEVICE float to_float(BF16, u16 bits) { return as_float((u32)bits << 16); }
+DEVICE u16 from_float(F16, float value) { return emulated::half_from_float(value); }
+
+DEVICE u16 from_float(BF16, float value) {
+    u32 bits = emulated::bits_of_float(value);
+    if (value != value) return 0x7fff;
+    return (u16)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+DEVICE float sigmoid(float value) { return 1.0f / (1.0f + std::exp(-value)); }
+
+template <class T>
+DEVICE u32 minus(T type, u32 a, u32 b) {
+    u32 low = from_float(type, to_float(type, (u16)a) - to_float(type, (u16)b));
+    u32 high = from_float(type, to_float(type, (u16)(a >> 16)) - to_float(type, (u16)(b >> 16)));
+    return low | high << 16;
+}
+
+DEVICE u32 of_lane(u32 value, int lane) {
+    static u32 values[emulated::MOST_THREADS];
+    int warp = thread() / 32;
+    values[thread()] = value;
+    static const char place = 0;
+    emulated::meet(emulated::warps[warp], &place, [] {});
+    u32 answer = values[32 * warp + lane];
+    // Nobody writes again before all have read.
+    emulated::meet(emulated::warps[warp], &place, [] {});
+    return answer;
+}
+
+// Fragments as the instruction set's manual draws them for m16n8k16.
+template <class T>
+DEVICE void mma(T type, float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    struct Lane {
+        float* d;
+        u32 a[4], b[2];
+    };
+    static Lane lanes[emulated::MOST_THREADS];
+    int warp = thread() / 32;
+    lanes[thread()] = {d, {a[0], a[1], a[2], a[3]}, {b0, b1}};
+    static const char place = 0;
+    emulated::meet(emulated::warps[warp], &place, [=] {
+        auto half = [&](u32 word, int i) { return to_float(type, (u16)(word >> 16 * i)); };
+        float left[16][16], right[16][8];
+        for (int lane = 0; lane < 32; lane++) {
+            const Lane& l = lanes[32 * warp + lane];
+            int g = lane / 4, t = lane % 4;
+            for (int i = 0; i < 2; i++) {
+                for (int r = 0; r < 4; r++) left[g + 8 * (r % 2)][2 * t + i + 8 * (r / 2)] = half(l.a[r], i);
+                for (int r = 0; r < 2; r++) right[2 * t + i + 8 * r][g] = half(l.b[r], i);
+            }
+        }
+        for (int lane = 0; lane < 32; lane++) {
+            float* d = lanes[32 * warp + lane].d;
+            int g = lane / 4, t = lane % 4;
+            for (int i = 0; i < 4; i++) {
+                double sum = d[i];
+                for (int k = 0; k < 16; k++) sum += (double)left[g + 8 * (i / 2)][k] * right[k][2 * t + i % 2];
+                d[i] = (float)sum;
+            }
+        }
+    });
+}

@@ -1,0 +1,71 @@
+// Runs a kernel for few token rows on the host. Reads a request from standard input: a line with the kernel's name, a line of
+// numbers, and the arrays, little-endian; writes y to standard output. Every array lies in an allocation of exactly its size,
+// so that a sanitizer sees what reaches beyond.
+#include <string>
+
+#include "../../w3/kernel.cu"
+
+template <class T>
+static T* read_array(size_t count, size_t alignment) {
+    if (count == 0) return nullptr;
+    T* array = (T*)aligned_alloc(alignment, count * sizeof(T));
+    if (fread(array, sizeof(T), count, stdin) != count) emulated::fail("the request ends too early");
+    return array;
+}
+
+struct Entry {
+    const char* name;
+    void (*kernel)(Small);
+    int nt;
+};
+#define ENTRY(type, rows, group) {"w3a16_" #type "_" #rows "_g" #group, w3a16_##type##_##rows##_g##group, rows / 8}
+#define ENTRIES(type, rows) ENTRY(type, rows, 128), ENTRY(type, rows, 64), ENTRY(type, rows, 32)
+static const Entry KERNELS[] = {ENTRIES(f16, 8), ENTRIES(f16, 16), ENTRIES(bf16, 8), ENTRIES(bf16, 16)};
+
+int main() {
+    char name[64];
+    int rows, k, n, x_stride, y_stride, k_tiles, splits, gated, single, has_bias, has_residual, launches;
+    long long tile_bytes, seed;
+    while (scanf("%63s %d %d %d %d %d %d %d %d %d %d %d %d %lld %lld", name, &rows, &k, &n, &x_stride, &y_stride, &k_tiles,
+                 &splits, &gated, &single, &has_bias, &has_residual, &launches, &tile_bytes, &seed) == 15) {
+        getchar();
+        const Entry* entry = nullptr;
+        for (const Entry& one : KERNELS)
+            if (!strcmp(one.name, name)) entry = &one;
+        if (!entry) emulated::fail("there is no such kernel");
+        int row_tiles = (n + 31) / 32, columns = 8 * entry->nt;
+        Small a = {};
+        a.tiles = read_array<u8>(tile_bytes, 128);
+        a.x = read_array<u16>((size_t)rows * x_stride, 16);
+        a.bias = has_bias ? read_array<u16>(n, 2) : nullptr;
+        size_t outputs = (size_t)rows * y_stride;
+        a.residual = has_residual ? read_array<u16>(outputs, 2) : nullptr;
+        size_t bytes = outputs * (single ? 4 : 2);
+        std::vector<float> partial;
+        std::vector<u32> arrived;
+        if (splits > 1) {
+            partial.resize((size_t)splits * row_tiles * 32 * columns);
+            arrived.resize(row_tiles);
+            a.arrived = arrived.data();
+        }
+        a.rows = rows, a.k = k, a.n = n, a.x_stride = x_stride, a.y_stride = y_stride, a.k_tiles = k_tiles;
+        a.splits = splits, a.gated = gated, a.single = single;
+        a.y = malloc(bytes);
+        std::vector<u8> first;
+        for (int i = 0; i < launches; i++) {
+            memset(a.y, 0xff, bytes);
+            std::fill(partial.begin(), partial.end(), NAN);
+            a.partial = splits > 1 ? partial.data() : nullptr;
+            emulated::launch(row_tiles, splits, 256, WARPS * 32 * columns * 4 + 16, seed + i, [&] { entry->kernel(a); });
+            std::vector<u8> y((u8*)a.y, (u8*)a.y + bytes);
+            if (i == 0) first = y;
+            if (y != first) emulated::fail("the order of threads changes the result");
+            for (u32 count : arrived)
+                if (count) emulated::fail("a count of arrived blocks is not zero afterwards");
+        }
+        fwrite(first.data(), 1, bytes, stdout);
+        fflush(stdout);
+        free((void*)a.tiles), free((void*)a.x), free((void*)a.bias), free((void*)a.residual), free(a.y);
+    }
+    return 0;
+}
