@@ -172,7 +172,7 @@ template <class T, class Weight, int NT, int SUBS>
 DEVICE void small(const Small& a) {
     const int COLUMNS = 8 * NT, ALL = 32 * COLUMNS;
     // Tiles that are on their way while one is multiplied, as many as registers allow.
-    const int AHEAD = NT == 1 && SUBS <= 2 ? 2 : 1;
+    const int AHEAD = NT == 1 && SUBS <= 2 ? 2 : 1, SLOTS = AHEAD + 1;
     int lane = thread() % 32, warp = thread() / 32;
     int tile_row = block_x(), split = block_y();
     int start = (int)((long long)a.k_tiles * split / a.splits);
@@ -180,11 +180,11 @@ DEVICE void small(const Small& a) {
     const u8* tiles = a.tiles + (u64)tile_row * a.k_tiles * tile_bytes<SUBS>();
 
     // Weights set out before the kernels that compute x have ended.
-    Tile<SUBS> coming[AHEAD];
+    Tile<SUBS> slots[SLOTS];
 #pragma unroll
     for (int i = 0; i < AHEAD; i++) {
         int tile = start + warp + WARPS * i;
-        if (tile < end) coming[i] = load_tile<SUBS>(tiles + (u64)tile * tile_bytes<SUBS>(), lane);
+        if (tile < end) slots[i] = load_tile<SUBS>(tiles + (u64)tile * tile_bytes<SUBS>(), lane);
     }
     start_later();
     wait_for_earlier();
@@ -202,14 +202,14 @@ DEVICE void small(const Small& a) {
 #pragma unroll
         for (int i = 0; i < 4; i++) out[0][nt][i] = out[1][nt][i] = 0.0f;
 
-    for (int first = start + warp; first < end; first += WARPS * AHEAD) {
+    for (int first = start + warp; first < end; first += WARPS * SLOTS) {
 #pragma unroll
-        for (int i = 0; i < AHEAD; i++) {
+        for (int i = 0; i < SLOTS; i++) {
             int tile = first + WARPS * i;
             if (tile >= end) break;
-            Tile<SUBS> now = coming[i];
+            const Tile<SUBS>& now = slots[i];
             int next = tile + WARPS * AHEAD;
-            if (next < end) coming[i] = load_tile<SUBS>(tiles + (u64)next * tile_bytes<SUBS>(), lane);
+            if (next < end) slots[(i + AHEAD) % SLOTS] = load_tile<SUBS>(tiles + (u64)next * tile_bytes<SUBS>(), lane);
             int at = 128 * tile + 8 * (lane % 4);
             if (128 * tile + 128 <= a.k) {
                 add_tile<T, Weight, NT, SUBS, false>(out, now, x, at, a.k);
@@ -259,8 +259,7 @@ DEVICE void small(const Small& a) {
         }
     }
     if (a.gated) {
-        // The other half of a pair lies with another thread.
-        sync();
+        // The other half of a pair lies with another thread. Where it is put, only this thread has read.
 #pragma unroll
         for (int i = 0; i < NT; i++) sums[thread() + 256 * i] = own[i];
         sync();

@@ -22,7 +22,7 @@ struct W3<F16> {
     template <int BIT>
     static DEVICE u32 field(u32 word) {
         const u32 offset = 0x64006400u - BIT * 0x04000400u;
-        return minus(F16(), (word & (0x00070007u << BIT)) | offset, offset);
+        return minus(F16(), and_or(word, 0x00070007u << BIT, offset), offset);
     }
 
     template <int SHIFT>
@@ -51,7 +51,7 @@ struct W3<BF16> {
     template <int BIT>
     static DEVICE u32 field(u32 word) {
         const u32 offset = 0x43004300u - BIT * 0x00800080u;
-        return minus(BF16(), (word & (0x00070007u << BIT)) | offset, offset);
+        return minus(BF16(), and_or(word, 0x00070007u << BIT, offset), offset);
     }
 
     static DEVICE void five(u32 word, u32* pairs) {

@@ -114,6 +114,13 @@ DEVICE float sigmoid(float value) {
     return inverse;
 }
 
+// (word & mask) | set in one instruction, which the compiler makes two of when mask and set are constants.
+DEVICE u32 and_or(u32 word, u32 mask, u32 set) {
+    u32 bits;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(bits) : "r"(word), "r"(mask), "r"(set));
+    return bits;
+}
+
 // Both halves: a - b.
 DEVICE u32 minus(F16, u32 a, u32 b) {
     u32 difference;

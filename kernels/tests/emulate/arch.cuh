@@ -216,6 +216,8 @@ DEVICE u16 from_float(BF16, float value) {
 
 DEVICE float sigmoid(float value) { return 1.0f / (1.0f + std::exp(-value)); }
 
+DEVICE u32 and_or(u32 word, u32 mask, u32 set) { return (word & mask) | set; }
+
 template <class T>
 DEVICE u32 minus(T type, u32 a, u32 b) {
     u32 low = from_float(type, to_float(type, (u16)a) - to_float(type, (u16)b));
