@@ -3,4 +3,4 @@
 
 mod tiles;
 
-pub use tiles::{TILE_CHANNELS, TILE_K, Tiles};
+pub use tiles::{Quarter, TILE_CHANNELS, TILE_K, TileCodes, Tiles};

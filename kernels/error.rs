@@ -65,6 +65,12 @@ pub enum Error {
         /// Bits of the format.
         bits: u32,
     },
+    /// A format that only the CPU multiplies by.
+    #[error("there is no CUDA kernel for {format}; the CPU multiplies by it")]
+    Device {
+        /// Name of the format.
+        format: &'static str,
+    },
     /// An instruction set that cannot be used.
     #[error(
         "{}; this machine has {available}",

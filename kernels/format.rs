@@ -1,6 +1,7 @@
 //! Weight formats: what is stored, which op carries it, what multiplies by it.
 
 use crate::affine::Codes;
+use crate::cuda::TileCodes;
 use crate::dense::convert::{self, FloatType};
 use crate::error::{Error, check_length, length};
 use crate::integer::Epilogue;
@@ -70,6 +71,8 @@ pub struct Format {
     pub schema: Schema,
     /// What multiplies by it; the first is the reference.
     pub kernels: &'static [Kernel],
+    /// How its codes lie for CUDA kernels; `None` if there are none.
+    pub tiles: Option<&'static TileCodes>,
 }
 
 impl Format {

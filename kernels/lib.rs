@@ -49,4 +49,4 @@ pub use isa::{Isa, VARIABLE as ISA_VARIABLE, isa};
 pub use pool::Pool;
 pub use spec::{GROUPS, Spec};
 pub use tokens::{Input, Tokens};
-pub use w3::{thirds_to_nibbles, w3_tiles};
+pub use w3::thirds_to_nibbles;

@@ -5,12 +5,12 @@
 // written, in the order of k. So no result depends on who came when. A column of x is never mixed with another: an output is
 // the same bits for any number of token rows.
 //
-//   tile: 32 channels x 128 along k, [1536 bytes of codes] [32 rows, SUBS] words of scale and zero point
+//   tile: 32 channels x 128 along k, [WORDS x 512 bytes of codes] [32 rows, SUBS] words of scale and zero point
 //   a lane (g = lane / 4, t = lane % 4) has rows g, g + 8, g + 16, g + 24 and, of every 32 along k, the eight from 8 t on
 //
 // Group sums of x come from the tensor cores, too: a fragment of ones gives every lane the sums of its columns.
 #pragma once
-#include "arch.cuh"
+#include "decode.cuh"
 
 // The arguments of a kernel. Pointers are device memory; what may be null says so.
 struct Small {
@@ -24,7 +24,7 @@ struct Small {
     int rows;             // 1 to 8 * NT
     int k;
     int n;  // output channels of the weight; for a gate, y has half as many
-    int x_stride;
+    int x_stride;  // rows * x_stride is below 2^31
     int y_stride;
     int k_tiles;  // ceil(k / 128)
     int splits;
@@ -33,35 +33,36 @@ struct Small {
 };
 
 const int WARPS = 8;
-const int CODES = 1536;
 
-template <int SUBS>
+// Blocks that share a multiprocessor and its registers.
+DEVICE constexpr int blocks_together(int nt, int subs, int words) { return nt == 2 && (subs > 1 || words > 3) ? 1 : 2; }
+
+// What a lane has of a tile: WORDS words for each quarter of its weights.
+template <int WORDS, int SUBS>
 struct Tile {
-    Words codes[3];
+    Words codes[WORDS];
     u32 scales[SUBS];  // of row `lane`, for each group of the tile
 };
 
-template <int SUBS>
-DEVICE int tile_bytes() {
-    return CODES + 128 * SUBS;
-}
-
-template <int SUBS>
-DEVICE Tile<SUBS> load_tile(const u8* tile, int lane) {
-    Tile<SUBS> loaded;
+// Tile `index` of a row of tiles.
+template <int WORDS, int SUBS>
+DEVICE Tile<WORDS, SUBS> load_tile(const u8* tiles, int index, int lane) {
+    const int BYTES = 512 * WORDS + 128 * SUBS;
+    const u8* tile = tiles + (u64)index * BYTES;
+    Tile<WORDS, SUBS> loaded;
 #pragma unroll
-    for (int i = 0; i < 3; i++) loaded.codes[i] = load_weights(tile + 512 * i + 16 * lane);
-    load_words(tile + CODES + 4 * SUBS * lane, loaded.scales);
+    for (int i = 0; i < WORDS; i++) loaded.codes[i] = load_weights(tile + 512 * i + 16 * lane);
+    load_words(tile + 512 * WORDS + 4 * SUBS * lane, loaded.scales);
     return loaded;
 }
 
 // Eight of a row of x from `at` on; zeros from `k` on, if the row may end there.
 template <bool ENDS>
-DEVICE Words load_x(const u16* row, int at, int k) {
+DEVICE Words load_x(const u16* x_of_all, int row, int at, int k) {
     int left = k - at;
     Words x = {{0, 0, 0, 0}};
     if (ENDS && left <= 0) return x;
-    x = load_shared(row + at);
+    x = load_shared(x_of_all + (row + at));
     if (ENDS && left < 8) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -94,8 +95,9 @@ DEVICE void add_group(float (&out)[NT][4], const float (&products)[NT][4], const
 
 // The products of a tile with `8 NT` token rows. `Weight::pairs` decodes 32 weights of a lane into 16 registers.
 template <class T, class Weight, int NT, int SUBS, bool ENDS>
-DEVICE void add_tile(float (&out)[2][NT][4], const Tile<SUBS>& tile, const u16* const (&x)[NT], int at, int k) {
-    const u32 ones[4] = {Weight::ONE, Weight::ONE, Weight::ONE, Weight::ONE};
+DEVICE void add_tile(float (&out)[2][NT][4], const Tile<Weight::WORDS, SUBS>& tile, const Small& a, const int (&rows)[NT], int at) {
+    const int WORDS = Weight::WORDS;
+    const u32 one = Mantissa<T>::ONE, ones[4] = {one, one, one, one};
     // Half of a tile, 64 along k, holds whole groups or half of one.
     const int GROUPS = SUBS < 2 ? 1 : SUBS / 2, STEPS = 4 / GROUPS;
     float products[2][NT][4], sums[GROUPS][NT][4];
@@ -106,7 +108,7 @@ DEVICE void add_tile(float (&out)[2][NT][4], const Tile<SUBS>& tile, const u16* 
 #pragma unroll
         for (int u = 0; u < 2; u++)
 #pragma unroll
-            for (int nt = 0; nt < NT; nt++) b[u][nt] = load_x<ENDS>(x[nt], at + 64 * kh + 32 * u, k);
+            for (int nt = 0; nt < NT; nt++) b[u][nt] = load_x<ENDS>(a.x, rows[nt], at + 64 * kh + 32 * u, a.k);
 #pragma unroll
         for (int s = 0; s < 4; s++)
 #pragma unroll
@@ -118,20 +120,20 @@ DEVICE void add_tile(float (&out)[2][NT][4], const Tile<SUBS>& tile, const u16* 
             }
 #pragma unroll
         for (int mt = 0; mt < 2; mt++) {
-            const int FIRST = 3 * (2 * mt + kh);
-            u32 words[3], pairs[16];
+            const int FIRST = WORDS * (2 * mt + kh);
+            u32 words[WORDS], pairs[16];
 #pragma unroll
-            for (int i = 0; i < 3; i++) words[i] = tile.codes[(FIRST + i) / 4].at[(FIRST + i) % 4];
+            for (int i = 0; i < WORDS; i++) words[i] = tile.codes[(FIRST + i) / 4].at[(FIRST + i) % 4];
             Weight::pairs(words, pairs);
 #pragma unroll
             for (int s = 0; s < 4; s++) {
-                const u32 a[4] = {pairs[4 * s], pairs[4 * s + 1], pairs[4 * s + 2], pairs[4 * s + 3]};
+                const u32 weights[4] = {pairs[4 * s], pairs[4 * s + 1], pairs[4 * s + 2], pairs[4 * s + 3]};
 #pragma unroll
                 for (int nt = 0; nt < NT; nt++) {
                     if (starts && s % STEPS == 0)
 #pragma unroll
                         for (int i = 0; i < 4; i++) products[mt][nt][i] = 0.0f;
-                    mma(T(), products[mt][nt], a, b[s / 2][nt].at[2 * (s % 2)], b[s / 2][nt].at[2 * (s % 2) + 1]);
+                    mma(T(), products[mt][nt], weights, b[s / 2][nt].at[2 * (s % 2)], b[s / 2][nt].at[2 * (s % 2) + 1]);
                 }
                 if (stops && s % STEPS == STEPS - 1) {
                     const int GROUP = SUBS == 1 ? 0 : GROUPS * kh + s / STEPS;
@@ -172,29 +174,31 @@ template <class T, class Weight, int NT, int SUBS>
 DEVICE void small(const Small& a) {
     const int COLUMNS = 8 * NT, ALL = 32 * COLUMNS;
     // Tiles that are on their way while one is multiplied, as many as registers allow.
-    const int AHEAD = NT == 1 && SUBS <= 2 ? 2 : 1, SLOTS = AHEAD + 1;
+    const bool MANY = NT == 1 ? SUBS <= 2 && 4 * Weight::WORDS + SUBS <= 17 : blocks_together(NT, SUBS, Weight::WORDS) == 1;
+    const int AHEAD = MANY ? 2 : 1, SLOTS = AHEAD + 1;
     int lane = thread() % 32, warp = thread() / 32;
     int tile_row = block_x(), split = block_y();
     int start = (int)((long long)a.k_tiles * split / a.splits);
     int end = (int)((long long)a.k_tiles * (split + 1) / a.splits);
-    const u8* tiles = a.tiles + (u64)tile_row * a.k_tiles * tile_bytes<SUBS>();
+    const int WORDS = Weight::WORDS;
+    const u8* tiles = a.tiles + (u64)tile_row * a.k_tiles * (512 * WORDS + 128 * SUBS);
 
     // Weights set out before the kernels that compute x have ended.
-    Tile<SUBS> slots[SLOTS];
+    Tile<WORDS, SUBS> slots[SLOTS];
 #pragma unroll
     for (int i = 0; i < AHEAD; i++) {
         int tile = start + warp + WARPS * i;
-        if (tile < end) slots[i] = load_tile<SUBS>(tiles + (u64)tile * tile_bytes<SUBS>(), lane);
+        if (tile < end) slots[i] = load_tile<WORDS, SUBS>(tiles, tile, lane);
     }
     start_later();
     wait_for_earlier();
 
     // Columns beyond the last token row compute it again.
-    const u16* x[NT];
+    int rows[NT];
 #pragma unroll
     for (int nt = 0; nt < NT; nt++) {
         int row = 8 * nt + lane / 4;
-        x[nt] = a.x + (u64)(row < a.rows ? row : a.rows - 1) * a.x_stride;
+        rows[nt] = (row < a.rows ? row : a.rows - 1) * a.x_stride;
     }
     float out[2][NT][4];
 #pragma unroll
@@ -207,14 +211,14 @@ DEVICE void small(const Small& a) {
         for (int i = 0; i < SLOTS; i++) {
             int tile = first + WARPS * i;
             if (tile >= end) break;
-            const Tile<SUBS>& now = slots[i];
+            const Tile<WORDS, SUBS>& now = slots[i];
             int next = tile + WARPS * AHEAD;
-            if (next < end) slots[(i + AHEAD) % SLOTS] = load_tile<SUBS>(tiles + (u64)next * tile_bytes<SUBS>(), lane);
+            if (next < end) slots[(i + AHEAD) % SLOTS] = load_tile<WORDS, SUBS>(tiles, next, lane);
             int at = 128 * tile + 8 * (lane % 4);
             if (128 * tile + 128 <= a.k) {
-                add_tile<T, Weight, NT, SUBS, false>(out, now, x, at, a.k);
+                add_tile<T, Weight, NT, SUBS, false>(out, now, a, rows, at);
             } else {
-                add_tile<T, Weight, NT, SUBS, true>(out, now, x, at, a.k);
+                add_tile<T, Weight, NT, SUBS, true>(out, now, a, rows, at);
             }
         }
     }
@@ -271,3 +275,19 @@ DEVICE void small(const Small& a) {
         finish<T>(a, tile_row, row, column, own[i], a.gated ? sums[place + 16] : 0.0f);
     }
 }
+
+// {name}_{type}_{token rows}_g{group}: groups of 256 have their scale twice.
+#define SMALL_KERNEL(name, type, T, Weight, rows, group)                                                        \
+    KERNEL(name##_##type##_##rows##_g##group, 256, blocks_together(rows / 8, 128 / group, Weight<T>::WORDS))    \
+    (const Small arguments) {                                                                                   \
+        small<T, Weight<T>, rows / 8, 128 / group>(arguments);                                                  \
+    }
+#define SMALL_GROUPS(name, type, T, Weight, rows) \
+    SMALL_KERNEL(name, type, T, Weight, rows, 128) \
+    SMALL_KERNEL(name, type, T, Weight, rows, 64)  \
+    SMALL_KERNEL(name, type, T, Weight, rows, 32)
+#define SMALL_KERNELS(name, Weight)             \
+    SMALL_GROUPS(name, f16, F16, Weight, 8)     \
+    SMALL_GROUPS(name, f16, F16, Weight, 16)    \
+    SMALL_GROUPS(name, bf16, BF16, Weight, 8)   \
+    SMALL_GROUPS(name, bf16, BF16, Weight, 16)

@@ -44,42 +44,68 @@ pub struct Tiles {
 }
 
 /// Where a weight of a tile is found by the lane that multiplies by it.
-pub(crate) struct Place {
+struct Place {
     /// Lane of the warp.
-    pub(crate) lane: usize,
+    lane: usize,
     /// `2 mt + kh`: 32 weights of the lane.
-    pub(crate) part: usize,
+    quarter: usize,
     /// Pair of the 32, in the order in which they are multiplied.
-    pub(crate) pair: usize,
+    pair: usize,
     /// Which of the pair.
-    pub(crate) half: usize,
+    half: usize,
 }
 
 impl Place {
     /// Of the weight at `row` in 0..32 and `k` in 0..128.
-    pub(crate) fn of(row: usize, k: usize) -> Place {
+    fn of(row: usize, k: usize) -> Place {
         let (kh, u, t, e) = (k / 64, k / 32 % 2, k / 8 % 4, k % 8);
         let (step, register) = (2 * u + e / 4, 2 * (e / 2 % 2) + row / 8 % 2);
-        Place { lane: 4 * (row % 8) + t, part: 2 * (row / 16) + kh, pair: 4 * step + register, half: e % 2 }
+        Place { lane: 4 * (row % 8) + t, quarter: 2 * (row / 16) + kh, pair: 4 * step + register, half: e % 2 }
+    }
+}
+
+/// How the codes of a format lie in a tile: what a lane has of a quarter of the tile, 32 weights as 16 pairs, in words.
+pub struct TileCodes {
+    /// Words for 32 weights: as many as a code has bits.
+    pub words: usize,
+    /// Where a code goes: its pair, which of the pair it is, the code.
+    pub put: fn(&mut Quarter<'_>, usize, usize, u8),
+}
+
+/// The words of a lane for 32 weights.
+pub struct Quarter<'a> {
+    tile: &'a mut [u8],
+    lane: usize,
+    first: usize,
+}
+
+impl Quarter<'_> {
+    /// Sets bits of a word, from `bit` on, that are zero.
+    pub fn set(&mut self, word: usize, bit: usize, value: u8) {
+        let word = self.first + word;
+        let at = 512 * (word / 4) + 16 * self.lane + 4 * (word % 4);
+        let word: &mut [u8; 4] = self.tile[at..].first_chunk_mut().expect("a lane has whole words");
+        *word = (u32::from_le_bytes(*word) | u32::from(value) << bit).to_le_bytes();
+    }
+}
+
+impl TileCodes {
+    /// Bytes of the codes of a tile.
+    fn bytes(&self) -> usize {
+        512 * self.words
     }
 }
 
 impl Tiles {
-    /// Arranges a stored weight; with `gated`, of `[gate; up]`. `put` adds a code to the `code_bytes` of a tile, which are zero
-    /// at first.
+    /// Arranges a stored weight; with `gated`, of `[gate; up]`, whose channels are then found by the same thread block.
     ///
     /// # Errors
     ///
-    /// If groups are not of 32, 64, 128 or 256, a gated weight has an odd number of channels, or the stored bytes are none of
-    /// the format.
-    pub(crate) fn new(
-        format: &Format,
-        stored: &Stored<'_>,
-        gated: bool,
-        code_bytes: usize,
-        put: impl Fn(&mut [u8], &Place, u8),
-    ) -> Result<Tiles, Error> {
+    /// If there is no CUDA kernel for the format, groups are not of 32, 64, 128 or 256, a gated weight has an odd number of
+    /// channels, or the stored bytes are none of the format.
+    pub fn new(format: &'static Format, stored: &Stored<'_>, gated: bool) -> Result<Tiles, Error> {
         let &Stored { n, k, group, .. } = stored;
+        let codes_of_tile = format.tiles.ok_or(Error::Device { format: format.name })?;
         let groups = match group {
             128 | 256 => 1,
             32 | 64 => TILE_K / group,
@@ -90,25 +116,19 @@ impl Tiles {
         }
         stored.check(format)?;
         let (row_tiles, k_tiles) = (n.div_ceil(TILE_CHANNELS), k.div_ceil(TILE_K));
-        let tile_bytes = code_bytes + size_of::<u32>() * TILE_CHANNELS * groups;
+        let tile_bytes = codes_of_tile.bytes() + size_of::<u32>() * TILE_CHANNELS * groups;
         let mut bytes = vec![0; row_tiles * k_tiles * tile_bytes];
-        // Codes are a byte each: a panel at a time.
-        let half = TILE_CHANNELS / 2;
+        // Where the rows of a tile come from: all from one place, or from both halves. Unpacked codes are a byte each, so a row
+        // of tiles at a time.
+        let parts: &[usize] = if gated { &[0, n / 2] } else { &[0] };
+        let (outputs, rows) = (n / parts.len(), TILE_CHANNELS / parts.len());
         for (row_tile, tiles) in bytes.chunks_mut((k_tiles * tile_bytes).max(1)).enumerate() {
-            let ranges = match gated {
-                false => vec![(0, TILE_CHANNELS * row_tile..n.min(TILE_CHANNELS * (row_tile + 1)))],
-                true => [0, n / 2]
-                    .iter()
-                    .enumerate()
-                    .map(|(i, &first)| (half * i, first + half * row_tile..first + (n / 2).min(half * (row_tile + 1))))
-                    .collect(),
-            };
-            for (first, channels) in ranges {
+            for (part, first) in parts.iter().enumerate() {
+                let channels = first + rows * row_tile..first + outputs.min(rows * (row_tile + 1));
                 let begins = channels.start;
                 let codes = (format.unpack)(&stored.rows(channels)).map_err(|error| error.below(begins))?;
                 for (k_tile, tile) in tiles.chunks_mut(tile_bytes).enumerate() {
-                    let (own, scales) = tile.split_at_mut(code_bytes);
-                    fill(&codes, first, k_tile, groups, own, scales, &put);
+                    fill(&codes, rows * part, k_tile, groups, tile, codes_of_tile);
                 }
             }
         }
@@ -127,28 +147,22 @@ impl Tiles {
 }
 
 /// Codes and scales of some rows of a tile, from its row `first` on.
-fn fill(
-    codes: &Codes,
-    first: usize,
-    k_tile: usize,
-    groups: usize,
-    own: &mut [u8],
-    scales: &mut [u8],
-    put: &impl Fn(&mut [u8], &Place, u8),
-) {
+fn fill(codes: &Codes, first: usize, k_tile: usize, groups: usize, tile: &mut [u8], codes_of_tile: &TileCodes) {
     let start = TILE_K * k_tile;
+    let (own, scales) = tile.split_at_mut(codes_of_tile.bytes());
     for row in 0..codes.n {
         let along_k = &codes.codes[row * codes.k..(row + 1) * codes.k][start..codes.k.min(start + TILE_K)];
         for (k, &code) in along_k.iter().enumerate() {
-            put(own, &Place::of(first + row, k), code);
+            let Place { lane, quarter, pair, half } = Place::of(first + row, k);
+            let mut words = Quarter { tile: &mut *own, lane, first: codes_of_tile.words * quarter };
+            (codes_of_tile.put)(&mut words, pair, half, code);
         }
         for i in 0..groups {
             let begins = start + TILE_K / groups * i;
             if begins < codes.k {
                 let place = row * codes.groups() + begins / codes.group;
                 let word = scale_word(codes.scales[place], codes.zero_points[place]);
-                let words = scales.as_chunks_mut().0;
-                words[groups * (first + row) + i] = word.to_le_bytes();
+                scales.as_chunks_mut().0[groups * (first + row) + i] = word.to_le_bytes();
             }
         }
     }
@@ -171,9 +185,9 @@ mod tests {
         let mut seen = vec![false; TILE_CHANNELS * TILE_K];
         for row in 0..TILE_CHANNELS {
             for k in 0..TILE_K {
-                let Place { lane, part, pair, half } = Place::of(row, k);
-                assert!(lane < 32 && part < 4 && pair < 16 && half < 2);
-                let place = ((lane * 4 + part) * 16 + pair) * 2 + half;
+                let Place { lane, quarter, pair, half } = Place::of(row, k);
+                assert!(lane < 32 && quarter < 4 && pair < 16 && half < 2);
+                let place = ((lane * 4 + quarter) * 16 + pair) * 2 + half;
                 assert!(!std::mem::replace(&mut seen[place], true), "row {row}, k {k}");
             }
         }

@@ -7,6 +7,7 @@
 //! Applies wherever stock `MatMulNBits` runs. Layout: [`matmul_nbits`](crate::matmul_nbits).
 
 mod cpu;
+mod cuda;
 
 use crate::affine::Levels;
 use crate::error::Error;
@@ -26,4 +27,5 @@ pub(crate) static FORMAT: Format = Format {
     unpack: |stored| blocks::unpack(&FORMAT, stored, |block, out| matmul_nbits::unpack_bits(2, block, out)),
     schema: matmul_nbits::schema(2, 4),
     kernels: kernels!(FORMAT, _ => cpu::Quarters),
+    tiles: Some(&cuda::TILES),
 };

@@ -18,8 +18,6 @@
 mod cpu;
 mod cuda;
 
-pub use cuda::w3_tiles;
-
 use crate::affine::Levels;
 use crate::blocks;
 use crate::error::{Error, check_length};
@@ -45,6 +43,7 @@ pub(crate) static FORMAT: Format = Format {
         accuracy_level: 1,
     },
     kernels: kernels!(FORMAT, 32 => cpu::Thirds<4>, 64 => cpu::Thirds<8>, 128 => cpu::Thirds<16>, 256 => cpu::Thirds<32>),
+    tiles: Some(&cuda::TILES),
 };
 
 /// The codes of a block, `[g]`, to `L0 | L1 | H`, `[3g/8]`.

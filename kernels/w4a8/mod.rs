@@ -29,4 +29,5 @@ pub(crate) static FORMAT: Format = Format {
         accuracy_level: 4,
     },
     kernels: symmetric::kernels!(FORMAT, Nibbles<true>),
+    tiles: None,
 };

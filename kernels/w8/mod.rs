@@ -28,4 +28,5 @@ pub(crate) static FORMAT: Format = Format {
     unpack: |stored| blocks::unpack(&FORMAT, stored, |block, out| matmul_nbits::unpack_bits(8, block, out)),
     schema: matmul_nbits::schema(8, 4),
     kernels: kernels!(FORMAT, _ => Bytes<false>),
+    tiles: None,
 };

@@ -25,4 +25,5 @@ pub(crate) static FORMAT: Format = Format {
         accuracy_level: 4,
     },
     kernels: symmetric::kernels!(FORMAT, Bytes<true>),
+    tiles: None,
 };

@@ -20,8 +20,8 @@ import sysconfig
 import tempfile
 
 KERNELS = pathlib.Path(__file__).resolve().parents[2] / "kernels"
-UNITS = {"w3": KERNELS / "w3/kernel.cu"}
-HEADERS = [KERNELS / "cuda/small.cuh", KERNELS / "cuda/device/arch.cuh"]
+UNITS = {unit: KERNELS / unit / "kernel.cu" for unit in ("w2", "w3", "w4")}
+HEADERS = [KERNELS / "cuda" / name for name in ("small.cuh", "decode.cuh", "device/arch.cuh")]
 ARCHITECTURES = ["sm_80", "sm_89", "sm_90a", "sm_100", "sm_120"]
 REGISTERS = 65536  # of a multiprocessor
 
@@ -29,7 +29,7 @@ REGISTERS = 65536  # of a multiprocessor
 # sm_90 on and before it. While an H200 reads a tile of w3 with groups of 128, at full speed, it has time for about 360.
 CEILINGS = {
     (8, "f16", 128): (225, 252), (8, "f16", 64): (260, 295), (8, "f16", 32): (335, 368),
-    (8, "bf16", 128): (242, 268), (8, "bf16", 64): (280, 308), (8, "bf16", 32): (355, 380),
+    (8, "bf16", 128): (245, 268), (8, "bf16", 64): (280, 308), (8, "bf16", 32): (355, 380),
     (16, "f16", 128): (280, 298), (16, "f16", 64): (340, 358), (16, "f16", 32): (440, 463),
     (16, "bf16", 128): (298, 314), (16, "bf16", 64): (350, 365), (16, "bf16", 32): (455, 475),
 }  # fmt: skip
@@ -121,7 +121,7 @@ def census(cubin):
 
 def judge(name, architecture, used, blocks):
     """What a kernel costs, and what is wrong with it."""
-    element, rows, group = re.fullmatch(r"w3a16_(b?f16)_(\d+)_g(\d+)", name).groups()
+    element, rows, group = re.fullmatch(r"w\da16_(b?f16)_(\d+)_g(\d+)", name).groups()
     rows, group = int(rows), int(group)
     # A tile is 8 steps of 16 along k for two halves of the channels and for the sums, and that for every 8 token rows.
     products = 24 * rows // 8
@@ -130,7 +130,7 @@ def judge(name, architecture, used, blocks):
     loop = sum((block for block in blocks if block["HMMA"]), collections.Counter())
     cost = loop["all"] / max(copies, 1)
     # As many blocks of 256 threads as the source promises.
-    blocks_per_sm = 1 if rows == 16 and group < 128 else 2
+    blocks_per_sm = 1 if rows == 16 and (group < 128 or name.startswith("w4")) else 2
     wrong = []
     if rest or not copies:
         wrong.append(f"{total['HMMA']} tensor-core products, expected a multiple of {products}")
@@ -141,7 +141,7 @@ def judge(name, architecture, used, blocks):
     ceiling = CEILINGS[rows, element, group][int(re.search(r"\d+", architecture).group()) < 90]
     if cost > ceiling:
         wrong.append(f"{cost:.0f} instructions a tile, at most {ceiling}")
-    if total["LDG.128"] < 3 * 2:
+    if total["LDG.128"] < 2 * int(name[1]):
         wrong.append("weights are not loaded 16 bytes at a time")
     return {"instructions": cost, **used}, wrong
 

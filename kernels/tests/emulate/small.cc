@@ -3,7 +3,9 @@
 // so that a sanitizer sees what reaches beyond.
 #include <string>
 
+#include "../../w2/kernel.cu"
 #include "../../w3/kernel.cu"
+#include "../../w4/kernel.cu"
 
 template <class T>
 static T* read_array(size_t count, size_t alignment) {
@@ -18,9 +20,10 @@ struct Entry {
     void (*kernel)(Small);
     int nt;
 };
-#define ENTRY(type, rows, group) {"w3a16_" #type "_" #rows "_g" #group, w3a16_##type##_##rows##_g##group, rows / 8}
-#define ENTRIES(type, rows) ENTRY(type, rows, 128), ENTRY(type, rows, 64), ENTRY(type, rows, 32)
-static const Entry KERNELS[] = {ENTRIES(f16, 8), ENTRIES(f16, 16), ENTRIES(bf16, 8), ENTRIES(bf16, 16)};
+#define ENTRY(name, type, rows, group) {#name "_" #type "_" #rows "_g" #group, name##_##type##_##rows##_g##group, rows / 8}
+#define GROUPS(name, type, rows) ENTRY(name, type, rows, 128), ENTRY(name, type, rows, 64), ENTRY(name, type, rows, 32)
+#define ENTRIES(name) GROUPS(name, f16, 8), GROUPS(name, f16, 16), GROUPS(name, bf16, 8), GROUPS(name, bf16, 16)
+static const Entry KERNELS[] = {ENTRIES(w2a16), ENTRIES(w3a16), ENTRIES(w4a16)};
 
 int main() {
     char name[64];
