@@ -11,7 +11,9 @@ measurement. Nothing here runs a kernel.
 
 import argparse
 import collections
+import concurrent.futures
 import ctypes
+import os
 import pathlib
 import re
 import subprocess
@@ -175,13 +177,18 @@ def main():
     faults, costs = [], {}
     print("| kernel | architecture | registers | spilled | instructions a tile |")
     print("|---|---|---|---|---|")
-    for architecture in arguments.arch or ARCHITECTURES:
-        for unit, source in UNITS.items():
-            cubin, used = compile_unit(nvrtc, source, architecture)
+
+    def compile_and_count(task):
+        architecture, unit = task
+        cubin, used = compile_unit(nvrtc, UNITS[unit], architecture)
+        return cubin, used, census(cubin)
+
+    tasks = [(architecture, unit) for architecture in arguments.arch or ARCHITECTURES for unit in UNITS]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
+        for (architecture, unit), (cubin, used, blocks) in zip(tasks, threads.map(compile_and_count, tasks)):
             if arguments.out:
                 arguments.out.mkdir(parents=True, exist_ok=True)
                 (arguments.out / f"{unit}.{architecture}.cubin").write_bytes(cubin)
-            blocks = census(cubin)
             assert blocks.keys() == used.keys(), (blocks.keys(), used.keys())
             for name in sorted(used):
                 found, wrong = judge(name, architecture, used[name], blocks[name])
