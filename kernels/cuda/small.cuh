@@ -2,8 +2,8 @@
 //
 // A block takes 32 output channels and a part of k; its warps take the tiles of that part in turn and add up what they have
 // in a fixed order. Where a row of tiles is shared by several blocks (`splits`), the last one to arrive adds up what all have
-// written, in the order of k. So no result depends on who came when. A column of x is never mixed with another: an output is
-// the same bits for any number of token rows.
+// written, in the order of k. So no result depends on who came when. A column of x is never mixed with another: with the same
+// `splits`, an output is the same bits for any number of token rows.
 //
 //   tile: 32 channels x 128 along k, [WORDS x 512 bytes of codes] [32 rows, SUBS] words of scale and zero point
 //   a lane (g = lane / 4, t = lane % 4) has rows g, g + 8, g + 16, g + 24 and, of every 32 along k, the eight from 8 t on
@@ -12,9 +12,11 @@
 #pragma once
 #include "decode.cuh"
 
-// The arguments of a kernel. Pointers are device memory; what may be null says so.
+// The arguments of a kernel, which is launched with a grid of (ceil(n / 32), splits) blocks of 256 threads and
+// `small_shared<NT>()` bytes of dynamic shared memory. Pointers are device memory; what may be null says so. `x` overlaps nothing
+// that is written; `residual` may be `y`. `partial` and `arrived` are one stream's.
 struct Small {
-    const u8* tiles;      // [ceil(n / 32), k_tiles, TILE]
+    const u8* tiles;      // [ceil(n / 32), k_tiles, TILE], 16-byte aligned
     const u16* x;         // [rows, x_stride], 16-byte aligned rows
     const u16* bias;      // [n], or null
     const u16* residual;  // [rows, y_stride], or null
@@ -25,9 +27,11 @@ struct Small {
     int k;
     int n;  // output channels of the weight; for a gate, y has half as many
     int x_stride;  // rows * x_stride is below 2^31
-    int y_stride;
+    int y_stride;  // outputs or more
     int k_tiles;  // ceil(k / 128)
     int splits;
+    int tiles_each;  // k_tiles / splits
+    int tiles_left;  // k_tiles % splits
     int gated;   // tiles hold 16 channels of the gate above 16 of the other half: y = silu(gate) * up
     int single;
 };
@@ -35,7 +39,7 @@ struct Small {
 const int WARPS = 8;
 
 // Blocks that share a multiprocessor and its registers.
-DEVICE constexpr int blocks_together(int nt, int subs, int words) { return nt == 2 && (subs > 1 || words > 3) ? 1 : 2; }
+DEVICE constexpr int blocks_together(int nt, int subs, int words) { return nt == 2 && (subs > 1 || words != 3) ? 1 : 2; }
 
 // What a lane has of a tile: WORDS words for each quarter of its weights.
 template <int WORDS, int SUBS>
@@ -44,11 +48,8 @@ struct Tile {
     u32 scales[SUBS];  // of row `lane`, for each group of the tile
 };
 
-// Tile `index` of a row of tiles.
 template <int WORDS, int SUBS>
-DEVICE Tile<WORDS, SUBS> load_tile(const u8* tiles, int index, int lane) {
-    const int BYTES = 512 * WORDS + 128 * SUBS;
-    const u8* tile = tiles + (u64)index * BYTES;
+DEVICE Tile<WORDS, SUBS> load_tile(const u8* tile, int lane) {
     Tile<WORDS, SUBS> loaded;
 #pragma unroll
     for (int i = 0; i < WORDS; i++) loaded.codes[i] = load_weights(tile + 512 * i + 16 * lane);
@@ -62,7 +63,7 @@ DEVICE Words load_x(const u16* x_of_all, int row, int at, int k) {
     int left = k - at;
     Words x = {{0, 0, 0, 0}};
     if (ENDS && left <= 0) return x;
-    x = load_shared(x_of_all + (row + at));
+    x = load_activations(x_of_all + (row + at));
     if (ENDS && left < 8) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -86,8 +87,8 @@ DEVICE void add_group(float (&out)[NT][4], const float (&products)[NT][4], const
         for (int nt = 0; nt < NT; nt++) {
 #pragma unroll
             for (int column = 0; column < 2; column++) {
-                float centred = products[nt][2 * half + column] - zero * sums[nt][column];
-                out[nt][2 * half + column] += scale * centred;
+                float centred = fused(-zero, sums[nt][column], products[nt][2 * half + column]);
+                out[nt][2 * half + column] = fused(scale, centred, out[nt][2 * half + column]);
             }
         }
     }
@@ -170,27 +171,33 @@ DEVICE constexpr int small_shared() {
     return WARPS * 32 * 8 * NT * 4 + 16;
 }
 
+// Where the sum of an output lies in shared memory: neither the lanes of a fragment nor 32 rows meet in a bank.
+DEVICE int shared_place(int row, int column) { return 32 * column + (row ^ 8 * (column / 2 % 4)); }
+
 template <class T, class Weight, int NT, int SUBS>
 DEVICE void small(const Small& a) {
     const int COLUMNS = 8 * NT, ALL = 32 * COLUMNS;
     // Tiles that are on their way while one is multiplied, as many as registers allow.
     const bool MANY = NT == 1 ? SUBS <= 2 && 4 * Weight::WORDS + SUBS <= 17 : blocks_together(NT, SUBS, Weight::WORDS) == 1;
     const int AHEAD = MANY ? 2 : 1, SLOTS = AHEAD + 1;
+    const int WORDS = Weight::WORDS, BYTES = 512 * WORDS + 128 * SUBS;
     int lane = thread() % 32, warp = thread() / 32;
     int tile_row = block_x(), split = block_y();
-    int start = (int)((long long)a.k_tiles * split / a.splits);
-    int end = (int)((long long)a.k_tiles * (split + 1) / a.splits);
-    const int WORDS = Weight::WORDS;
-    const u8* tiles = a.tiles + (u64)tile_row * a.k_tiles * (512 * WORDS + 128 * SUBS);
+    int start = a.tiles_each * split + (split < a.tiles_left ? split : a.tiles_left);
+    int end = start + a.tiles_each + (split < a.tiles_left ? 1 : 0);
+    // A tile that k ends in comes last.
+    int whole = a.k / 128 < end ? a.k / 128 : end;
+    int mine = start + warp;
+    const u8* next = a.tiles + ((u64)tile_row * a.k_tiles + mine) * BYTES;
 
     // Weights set out before the kernels that compute x have ended.
     Tile<WORDS, SUBS> slots[SLOTS];
 #pragma unroll
     for (int i = 0; i < AHEAD; i++) {
-        int tile = start + warp + WARPS * i;
-        if (tile < end) slots[i] = load_tile<WORDS, SUBS>(tiles, tile, lane);
+        if (mine + WARPS * i < whole) slots[i] = load_tile<WORDS, SUBS>(next, lane);
+        next += WARPS * BYTES;
     }
-    start_later();
+    let_next_start();
     wait_for_earlier();
 
     // Columns beyond the last token row compute it again.
@@ -206,24 +213,22 @@ DEVICE void small(const Small& a) {
 #pragma unroll
         for (int i = 0; i < 4; i++) out[0][nt][i] = out[1][nt][i] = 0.0f;
 
-    for (int first = start + warp; first < end; first += WARPS * SLOTS) {
+    int tile = mine;
+    while (tile < whole) {
 #pragma unroll
         for (int i = 0; i < SLOTS; i++) {
-            int tile = first + WARPS * i;
-            if (tile >= end) break;
-            const Tile<WORDS, SUBS>& now = slots[i];
-            int next = tile + WARPS * AHEAD;
-            if (next < end) slots[(i + AHEAD) % SLOTS] = load_tile<WORDS, SUBS>(tiles, next, lane);
-            int at = 128 * tile + 8 * (lane % 4);
-            if (128 * tile + 128 <= a.k) {
-                add_tile<T, Weight, NT, SUBS, false>(out, now, a, rows, at);
-            } else {
-                add_tile<T, Weight, NT, SUBS, true>(out, now, a, rows, at);
-            }
+            if (tile >= whole) break;
+            if (tile + WARPS * AHEAD < whole) slots[(i + AHEAD) % SLOTS] = load_tile<WORDS, SUBS>(next, lane);
+            next += WARPS * BYTES;
+            add_tile<T, Weight, NT, SUBS, false>(out, slots[i], a, rows, 128 * tile + 8 * (lane % 4));
+            tile += WARPS;
         }
     }
+    if (tile < end) {
+        const u8* last = a.tiles + ((u64)tile_row * a.k_tiles + tile) * BYTES;
+        add_tile<T, Weight, NT, SUBS, true>(out, load_tile<WORDS, SUBS>(last, lane), a, rows, 128 * tile + 8 * (lane % 4));
+    }
 
-    // [warp][column][row]: what follows reads rows side by side.
     float* sums = (float*)shared_memory();
 #pragma unroll
     for (int mt = 0; mt < 2; mt++)
@@ -232,47 +237,51 @@ DEVICE void small(const Small& a) {
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 int row = 16 * mt + 8 * (i / 2) + lane / 4, column = 8 * nt + 2 * (lane % 4) + i % 2;
-                sums[warp * ALL + column * 32 + row] = out[mt][nt][i];
+                sums[warp * ALL + shared_place(row, column)] = out[mt][nt][i];
             }
     sync();
+    // A thread has NT of the outputs; those of a warp are of one column.
     float own[NT];
 #pragma unroll
     for (int i = 0; i < NT; i++) {
-        int place = thread() + 256 * i;
+        int row = thread() % 32, column = thread() / 32 + 8 * i;
         own[i] = 0.0f;
+        if (column >= a.rows) continue;
 #pragma unroll
-        for (int w = 0; w < WARPS; w++) own[i] += sums[w * ALL + place];
+        for (int w = 0; w < WARPS; w++) own[i] += sums[w * ALL + shared_place(row, column)];
     }
     if (a.splits > 1) {
         u32* last = (u32*)(sums + WARPS * ALL);
         u64 rows_of_tiles = (u64)((a.n + 31) / 32);
 #pragma unroll
-        for (int i = 0; i < NT; i++) a.partial[(split * rows_of_tiles + tile_row) * ALL + thread() + 256 * i] = own[i];
-        fence();
+        for (int i = 0; i < NT; i++) {
+            if (thread() / 32 + 8 * i >= a.rows) continue;
+            store_partial(a.partial + (split * rows_of_tiles + tile_row) * ALL + thread() + 256 * i, own[i]);
+        }
         sync();
-        if (thread() == 0) *last = add_at(a.arrived + tile_row, 1) == (u32)a.splits - 1;
+        if (thread() == 0) *last = arrive(a.arrived + tile_row) == (u32)a.splits - 1;
         sync();
         if (!*last) return;
-        fence();
         if (thread() == 0) a.arrived[tile_row] = 0;
 #pragma unroll
         for (int i = 0; i < NT; i++) {
             own[i] = 0.0f;
+            if (thread() / 32 + 8 * i >= a.rows) continue;
             for (int s = 0; s < a.splits; s++)
-                own[i] += load_fresh(a.partial + (s * rows_of_tiles + tile_row) * ALL + thread() + 256 * i);
+                own[i] += load_partial(a.partial + (s * rows_of_tiles + tile_row) * ALL + thread() + 256 * i);
         }
     }
     if (a.gated) {
         // The other half of a pair lies with another thread. Where it is put, only this thread has read.
 #pragma unroll
-        for (int i = 0; i < NT; i++) sums[thread() + 256 * i] = own[i];
+        for (int i = 0; i < NT; i++) sums[shared_place(thread() % 32, thread() / 32 + 8 * i)] = own[i];
         sync();
     }
 #pragma unroll
     for (int i = 0; i < NT; i++) {
-        int place = thread() + 256 * i, row = place % 32, column = place / 32;
+        int row = thread() % 32, column = thread() / 32 + 8 * i;
         if (a.gated && row >= 16) continue;
-        finish<T>(a, tile_row, row, column, own[i], a.gated ? sums[place + 16] : 0.0f);
+        finish<T>(a, tile_row, row, column, own[i], a.gated ? sums[shared_place(row + 16, column)] : 0.0f);
     }
 }
 

@@ -2,7 +2,7 @@
 //! stored bytes (which stay as they are in the file).
 //!
 //! A tile is what a warp multiplies in one go. Its codes lie in the order of the fragments of `mma.m16n8k16`, so that a lane
-//! loads its own in three accesses of 16 bytes; activations are read in their natural order.
+//! loads its own in accesses of 16 bytes, as many as a code has bits; activations are read in their natural order.
 //!
 //! ```text
 //! lane (g = lane / 4, t = lane % 4), of the 32 rows:    g, g + 8 | g + 16, g + 24      mt = 0 | 1
@@ -39,7 +39,7 @@ pub struct Tiles {
     pub k: usize,
     /// Groups of a row of a tile: 1 (groups of 128 or 256), 2 (64) or 4 (32).
     pub groups: usize,
-    /// Whether the upper 16 rows of a tile are a gate's and the lower 16 the other half's.
+    /// Whether rows 0 to 15 of a tile are a gate's and rows 16 to 31 those of the other half.
     pub gated: bool,
 }
 
@@ -203,6 +203,8 @@ mod tests {
                 assert!(found.is_finite() && (found - rounded).abs() <= rounded * 1e-6 + 1e-44, "{scale}: {found}");
             }
         }
+        // To the nearest, not down.
+        assert_eq!(scale_word(f32::from_bits(0x3f80_000f), 0), 0x3f80_0010);
         let half = half::f16::from_f32(0.3).to_f32();
         assert_eq!(f32::from_bits(scale_word(half, 5) & !15), half);
     }

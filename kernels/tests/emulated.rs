@@ -26,7 +26,12 @@ fn compiled(name: &str) -> PathBuf {
     let include = |path: &str| format!("-I{}", folder.join(path).display());
     let out = Command::new(compiler())
         .args(["-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-clobbered"])
-        .args(["-Wno-unused-function", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"])
+        .args([
+            "-Wno-unused-function",
+            "-ffp-contract=off",
+            "-fsanitize=address,undefined",
+            "-fno-sanitize-recover=all",
+        ])
         .args([include("tests/emulate"), include("cuda")])
         .arg(folder.join("tests/emulate").join(name).with_extension("cc"))
         .arg("-o")
@@ -92,6 +97,11 @@ struct Case {
     residual: Vec<u16>,
 }
 
+/// Rows of x lie apart, at multiples of 16 bytes.
+fn x_stride(k: usize) -> usize {
+    k.next_multiple_of(8) + 8
+}
+
 /// Outputs have room behind each row that nobody may touch.
 const GAP: usize = 3;
 
@@ -105,7 +115,7 @@ impl Case {
         let stored =
             Stored { n, k, group, b: &packed.b, scales: Scales::F32(&scales), zero_points: Some(&packed.zero_points) };
         let tiles = Tiles::new(format, &stored, gated).expect("a group size that tiles have");
-        let stride = k.next_multiple_of(8);
+        let stride = x_stride(k);
         // What lies between rows is not a number, and must not matter.
         let mut bits = vec![0x7fff; rows * stride];
         for row in 0..rows {
@@ -123,7 +133,7 @@ impl Case {
     fn request(&self) -> Vec<u8> {
         let Shape { bits, element, n, k, rows, splits, gated, bias, residual, single, .. } = self.shape;
         let columns = if rows <= 8 { 8 } else { 16 };
-        let (x_stride, y_stride) = (k.next_multiple_of(8), self.shape.outputs() + GAP);
+        let (x_stride, y_stride) = (x_stride(k), self.shape.outputs() + GAP);
         let numbers = [rows, k, n, x_stride, y_stride, self.tiles.k_tiles(), splits];
         let flags = [gated, single, bias, residual].map(usize::from);
         let group = 128 / self.tiles.groups;
@@ -166,7 +176,7 @@ impl Case {
     /// From the codes, in f64.
     fn exact(&self, row: usize, j: usize) -> f64 {
         let Shape { element, n, k, group, bias, gated, residual, .. } = self.shape;
-        let x = &self.x[row * k.next_multiple_of(8)..][..k];
+        let x = &self.x[row * x_stride(k)..][..k];
         let channel = |channel: usize| {
             let sum: f64 = (0..k)
                 .map(|i| {
@@ -321,6 +331,24 @@ fn kernels_for_few_rows_agree_with_f64() {
         let together = run(&program, &[all]).remove(0);
         for (row, y) in run(&program, &alone).into_iter().enumerate() {
             assert!(together[row * 48..(row + 1) * 48] == y, "row {row} of {rows}");
+        }
+    }
+
+    // A row that is not finite leaves the others alone.
+    let shape = Shape { rows: 9, n: 48, k: 900, splits: 2, single: true, ..cases[0].shape };
+    let good = |row: usize, i: usize| ((row * 11 + i * 5) % 97) as f32 / 97.0 - 0.5;
+    let bad = |row: usize, i: usize| match (row, i) {
+        (2, 17) => f32::INFINITY,
+        (5, 899) => f32::NAN,
+        (7, 3) => 65504.0,
+        _ => good(row, i),
+    };
+    let runs = run(&program, &[Case::new(shape, good), Case::new(shape, bad)]);
+    for (row, (good, bad)) in runs[0].chunks(48).zip(runs[1].chunks(48)).enumerate() {
+        match row {
+            2 | 5 => assert!(bad.iter().all(|y| !y.is_finite()), "row {row}"),
+            7 => assert!(bad.iter().all(|y| y.is_finite()), "row {row}"),
+            _ => assert!(good == bad, "row {row}"),
         }
     }
 

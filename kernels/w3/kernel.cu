@@ -29,7 +29,7 @@ struct W3<F16> {
 
     static DEVICE void pairs(const u32 (&words)[WORDS], u32 (&pairs)[16]) {
         u32 rest = five<9>(words[0], pairs) | five<8>(words[1], pairs + 5) | five<7>(words[2], pairs + 10);
-        pairs[15] = minus(F16(), rest | Mantissa<F16>::COUNTS, Mantissa<F16>::COUNTS);
+        pairs[15] = minus(F16(), rest | Mantissa<F16>::MAGIC, Mantissa<F16>::MAGIC);
     }
 };
 
@@ -52,7 +52,7 @@ struct W3<BF16> {
         five(words[1], pairs + 5);
         five(words[2], pairs + 10);
         u32 rest = (words[0] >> 9 & 0x00010001u) | (words[1] >> 8 & 0x00020002u) | (words[2] >> 7 & 0x00040004u);
-        pairs[15] = minus(BF16(), rest | Mantissa<BF16>::COUNTS, Mantissa<BF16>::COUNTS);
+        pairs[15] = minus(BF16(), rest | Mantissa<BF16>::MAGIC, Mantissa<BF16>::MAGIC);
     }
 };
 

@@ -27,13 +27,21 @@ HEADERS = [KERNELS / "cuda" / name for name in ("small.cuh", "decode.cuh", "devi
 ARCHITECTURES = ["sm_80", "sm_89", "sm_90a", "sm_100", "sm_120"]
 REGISTERS = 65536  # of a multiprocessor
 
-# Token rows, type, group: the most instructions that a tile of 32 channels x 128 may cost a warp where it is multiplied, from
+# Bits, type, token rows, group: the most instructions that a tile of 32 channels x 128 may cost a warp, with all of the loop, from
 # sm_90 on and before it. While an H200 reads a tile of w3 with groups of 128, at full speed, it has time for about 360.
 CEILINGS = {
-    (8, "f16", 128): (225, 252), (8, "f16", 64): (260, 295), (8, "f16", 32): (335, 368),
-    (8, "bf16", 128): (245, 268), (8, "bf16", 64): (280, 308), (8, "bf16", 32): (355, 380),
-    (16, "f16", 128): (280, 298), (16, "f16", 64): (340, 358), (16, "f16", 32): (440, 463),
-    (16, "bf16", 128): (298, 314), (16, "bf16", 64): (350, 365), (16, "bf16", 32): (455, 475),
+    (2, "f16", 8, 32): (337, 355), (2, "f16", 8, 64): (262, 279), (2, "f16", 8, 128): (226, 239),
+    (2, "f16", 16, 32): (437, 449), (2, "f16", 16, 64): (334, 344), (2, "f16", 16, 128): (286, 286),
+    (2, "bf16", 8, 32): (345, 364), (2, "bf16", 8, 64): (272, 287), (2, "bf16", 8, 128): (234, 247),
+    (2, "bf16", 16, 32): (445, 456), (2, "bf16", 16, 64): (341, 351), (2, "bf16", 16, 128): (291, 294),
+    (3, "f16", 8, 32): (354, 375), (3, "f16", 8, 64): (282, 303), (3, "f16", 8, 128): (243, 262),
+    (3, "f16", 16, 32): (452, 473), (3, "f16", 16, 64): (348, 367), (3, "f16", 16, 128): (315, 319),
+    (3, "bf16", 8, 32): (373, 390), (3, "bf16", 8, 64): (300, 318), (3, "bf16", 8, 128): (264, 276),
+    (3, "bf16", 16, 32): (467, 485), (3, "bf16", 16, 64): (369, 383), (3, "bf16", 16, 128): (327, 329),
+    (4, "f16", 8, 32): (345, 358), (4, "f16", 8, 64): (272, 286), (4, "f16", 8, 128): (235, 245),
+    (4, "f16", 16, 32): (446, 452), (4, "f16", 16, 64): (344, 349), (4, "f16", 16, 128): (295, 290),
+    (4, "bf16", 8, 32): (378, 390), (4, "bf16", 8, 64): (307, 319), (4, "bf16", 8, 128): (268, 278),
+    (4, "bf16", 16, 32): (473, 487), (4, "bf16", 16, 64): (374, 383), (4, "bf16", 16, 128): (324, 323),
 }  # fmt: skip
 
 
@@ -61,7 +69,7 @@ def compile_unit(nvrtc, source, architecture):
         ctypes.byref(program), source.read_bytes(), source.name.encode(), len(headers), strings(*headers), strings(*names)
     )
     assert made == 0, made
-    options = [f"--gpu-architecture={architecture}".encode(), b"--std=c++17", b"--ptxas-options=-v"]
+    options = [f"--gpu-architecture={architecture}".encode(), b"--std=c++17", b"--fmad=false", b"--ptxas-options=-v"]
     failed = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
 
     def text(size_of, get):
@@ -95,56 +103,105 @@ def resources(log):
 
 
 def census(cubin):
-    """By kernel, the blocks of instructions between jumps, as counts of operations."""
+    """By kernel, its instructions: labels, and tuples of predicate, operation, kinds and operands."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         program = toolkit() / "bin/nvdisasm"
         program.chmod(0o755)
         text = subprocess.run([program, "-c", file.name], check=True, capture_output=True, text=True).stdout
-    kernels, blocks = {}, None
-    for line in text.splitlines():
-        if section := re.match(r"\.text\.(\w+):", line.strip()):
-            blocks = kernels.setdefault(section.group(1), [collections.Counter()])
-        elif blocks is None:
+    kernels, code = {}, None
+    for line in map(str.strip, text.splitlines()):
+        if section := re.match(r"\.text\.(\w+):", line):
+            code = kernels.setdefault(section.group(1), [])
+        elif code is None:
             continue
-        elif re.match(r"\s*\.L_x_\d+:", line):
-            blocks.append(collections.Counter())
-        elif found := re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)((?:\.\w+)*)", line):
-            operation, kind = found.groups()
-            blocks[-1]["all"] += 1
-            blocks[-1][operation] += 1
-            if operation == "LDG" and ".128" in kind:
-                blocks[-1]["LDG.128"] += 1
-            if operation == "BRA":
-                blocks.append(collections.Counter())
+        elif label := re.match(r"(\.L_x_\d+):", line):
+            code.append(label.group(1))
+        elif found := re.match(r"/\*[0-9a-f]+\*/\s+(@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)((?:\.\w+)*)(.*)", line):
+            code.append((found.group(1) or "", *found.groups()[1:]))
     return kernels
 
 
-def judge(name, architecture, used, blocks):
-    """What a kernel costs, and what is wrong with it."""
-    element, rows, group = re.fullmatch(r"w\da16_(b?f16)_(\d+)_g(\d+)", name).groups()
-    rows, group = int(rows), int(group)
+def jump(instruction):
+    """Where an instruction jumps to, and whether it always does."""
+    predicate, operation, kinds, operands = instruction
+    target = re.search(r"\.L_x_\d+", operands) if operation == "BRA" else None
+    # Where a warp might have diverged (`.DIV`), it has not.
+    always = not predicate and ".DIV" not in kinds and not re.match(r"\s*(?:\.\w+\s*)?!?U?P\d", operands)
+    return (target.group(), always) if target else (None, False)
+
+
+def round_of(code):
+    """One round of the loop that multiplies, as it runs for a warp with tiles to come: conditions fall through."""
+    places = {label: i for i, label in enumerate(code) if isinstance(label, str)}
+    loops = set()
+    for i, instruction in enumerate(code):
+        target = None if isinstance(instruction, str) else jump(instruction)[0]
+        if target and places[target] < i:
+            body = [one for one in code[places[target] : i] if not isinstance(one, str)]
+            loops.add((sum(one[1] == "HMMA" for one in body), places[target]))
+    # What leads back from a case that does not occur is no loop: nothing that runs jumps there.
+    rounds = (walk(code, places, start) for products, start in sorted(loops, reverse=True) if products)
+    return next((path for path in rounds if path), [])
+
+
+def walk(code, places, start):
+    """The instructions from `start` to the jump back to it."""
+    path, i = [], start
+    while i < len(code) and len(path) < 10_000:
+        instruction = code[i]
+        i += 1
+        if isinstance(instruction, str):
+            continue
+        path.append(instruction)
+        target, always = jump(instruction)
+        if target and places[target] == start:
+            return path
+        if target and always:
+            i = places[target]
+    return []
+
+
+def judge(name, architecture, used, code):
+    """The instructions that a tile costs a warp, and what is wrong with a kernel."""
+    bits, element, rows, group = re.fullmatch(r"w(\d)a16_(b?f16)_(\d+)_g(\d+)", name).groups()
+    bits, rows, group = int(bits), int(rows), int(group)
+    newer = int(re.search(r"\d+", architecture).group()) >= 90
+    instructions = [one for one in code if not isinstance(one, str)]
+    path = round_of(code)
+    count = collections.Counter(one[1] for one in path)
     # A tile is 8 steps of 16 along k for two halves of the channels and for the sums, and that for every 8 token rows.
     products = 24 * rows // 8
-    total = sum(blocks, collections.Counter())
-    copies, rest = divmod(total["HMMA"], products)
-    loop = sum((block for block in blocks if block["HMMA"]), collections.Counter())
-    cost = loop["all"] / max(copies, 1)
-    # As many blocks of 256 threads as the source promises.
-    blocks_per_sm = 1 if rows == 16 and (group < 128 or name.startswith("w4")) else 2
+    tiles, rest = divmod(count["HMMA"], products)
     wrong = []
-    if rest or not copies:
-        wrong.append(f"{total['HMMA']} tensor-core products, expected a multiple of {products}")
-    if used["spilled"] or used["stack"] or total["LDL"] or total["STL"]:
-        wrong.append(f"{used['spilled']} bytes spilled, a stack of {used['stack']}")
-    if used["registers"] > REGISTERS // (256 * blocks_per_sm):
-        wrong.append(f"{used['registers']} registers, for {blocks_per_sm} blocks")
-    ceiling = CEILINGS[rows, element, group][int(re.search(r"\d+", architecture).group()) < 90]
+    if rest or not tiles:
+        wrong.append(f"{count['HMMA']} tensor-core products in the loop, expected a multiple of {products}")
+    cost = len(path) / max(tiles, 1)
+    ceiling = CEILINGS[bits, element, rows, group][0 if newer else 1]
     if cost > ceiling:
         wrong.append(f"{cost:.0f} instructions a tile, at most {ceiling}")
-    if total["LDG.128"] < 2 * int(name[1]):
-        wrong.append("weights are not loaded 16 bytes at a time")
+    if used["spilled"] or used["stack"] or any(one[1] in ("LDL", "STL") for one in instructions):
+        wrong.append(f"{used['spilled']} bytes spilled, a stack of {used['stack']}")
+    blocks = 1 if rows == 16 and (group < 128 or bits != 3) else 2  # blocks_together() in small.cuh
+    if used["registers"] > REGISTERS // (256 * blocks):
+        wrong.append(f"{used['registers']} registers, for {blocks} blocks of 256 threads")
+    # Weights: past the first-level cache, 16 bytes at a time; activations through it.
+    loads = collections.Counter((".NA" in one[2], ".128" in one[2]) for one in path if one[1] == "LDG")
+    if loads[True, True] < bits * tiles:
+        wrong.append(f"{loads[True, True]} loads of 16 bytes of weights for {tiles} tiles, expected {bits} each")
+    if loads[False, True] != rows // 2 * tiles or loads[False, False]:
+        wrong.append(f"{loads[False, True]} loads of activations for {tiles} tiles, expected {rows // 2} each")
+    if count["FMUL"]:
+        wrong.append(f"{count['FMUL']} products that are not fused")
+    if newer:
+        order = [one[1] for one in instructions]
+        if "ACQBULK" not in order or "PREEXIT" not in order[: order.index("ACQBULK")]:
+            wrong.append("the next kernel is not let in before this one waits")
+        else:
+            early = [one for one in instructions[: order.index("ACQBULK")] if one[1] == "LDG"]
+            if len(early) < bits + 1 or any(".NA" not in one[2] for one in early):
+                wrong.append("something other than weights is loaded before the wait, or not all of a tile's are")
     return {"instructions": cost, **used}, wrong
 
 

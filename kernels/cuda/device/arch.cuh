@@ -1,5 +1,5 @@
-// What kernels ask of the processor, in inline PTX and built-in functions: no header of the toolkit is needed, and nothing
-// here but syntax depends on the compiler. Tests on the host put a file of the same name in its place.
+// What kernels ask of the processor, in inline PTX and built-in functions: no header of the toolkit is needed. Tests on the host
+// put a file of the same name in its place.
 #pragma once
 
 typedef unsigned char u8;
@@ -31,14 +31,17 @@ DEVICE u8* shared_memory() {
 
 DEVICE void sync() { __syncthreads(); }
 
-// What this thread has written is seen by whoever sees what it writes afterwards.
-DEVICE void fence() { __threadfence(); }
-
-// Adds and answers what was there before.
-DEVICE u32 add_at(u32* at, u32 value) { return atomicAdd(at, value); }
+// Counts a block that has arrived and answers how many were there before. What the block had written before a barrier is then
+// seen by the blocks that arrive later, after a barrier of theirs. For one thread of a block.
+DEVICE u32 arrive(u32* count) {
+    u32 before;
+    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;" : "=r"(before) : "l"(count) : "memory");
+    return before;
+}
 
 // With programmatic dependent launch: waits until the kernels before have ended and what they wrote can be read. Until then
-// only weights may be read, which no kernel writes.
+// only weights may be read, which no kernel of the chain writes (one that does, as a repacking, must have ended before the
+// chain begins). Every thread of every kernel of a chain must come here: the next kernel relies on it.
 DEVICE void wait_for_earlier() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -46,31 +49,32 @@ DEVICE void wait_for_earlier() {
 }
 
 // Lets the kernels behind start, up to where they wait.
-DEVICE void start_later() {
+DEVICE void let_next_start() {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 
-// Weights: read once, by one block, never written.
+// Weights: read once, by one block, never written. Volatile, so that they stay where they are issued: ahead of the wait, and
+// tiles ahead of their use.
 DEVICE Words load_weights(const u8* at) {
     Words w;
-    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
         : "=r"(w.at[0]), "=r"(w.at[1]), "=r"(w.at[2]), "=r"(w.at[3])
         : "l"(at));
     return w;
 }
 
 DEVICE void load_words(const u8* at, u32 (&words)[1]) {
-    asm("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(words[0]) : "l"(at));
+    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(words[0]) : "l"(at));
 }
 
 DEVICE void load_words(const u8* at, u32 (&words)[2]) {
-    asm("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(words[0]), "=r"(words[1]) : "l"(at));
+    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(words[0]), "=r"(words[1]) : "l"(at));
 }
 
 DEVICE void load_words(const u8* at, u32 (&words)[4]) {
-    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
         : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
         : "l"(at));
 }
@@ -79,10 +83,11 @@ DEVICE void load_words(const u8* at, u32 (&words)[4]) {
 DEVICE u32 of_lane(u32 value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
 
 // Activations: read by many blocks.
-DEVICE Words load_shared(const u16* at) { return *(const Words*)at; }
+DEVICE Words load_activations(const u16* at) { return *(const Words*)at; }
 
-// A number that another block has written.
-DEVICE float load_fresh(const float* at) { return __ldcg(at); }
+// Numbers that blocks leave for one another, past the first-level cache.
+DEVICE void store_partial(float* at, float value) { __stcg(at, value); }
+DEVICE float load_partial(const float* at) { return __ldcg(at); }
 
 DEVICE float as_float(u32 bits) { return __uint_as_float(bits); }
 
@@ -106,7 +111,14 @@ DEVICE u16 from_float(BF16, float value) {
     return bits;
 }
 
-// 1 / (1 + exp(-value)), to a few units in the last place.
+// a b + c, rounded once. Compilers are told not to make one of two operations: they would do it in one place and not in another.
+DEVICE float fused(float a, float b, float c) {
+    float value;
+    asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(value) : "f"(a), "f"(b), "f"(c));
+    return value;
+}
+
+// 1 / (1 + exp(-value)), to a few units in the last place where it is not small.
 DEVICE float sigmoid(float value) {
     float power, inverse;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(-1.44269504f * value));

@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <random>
 #include <vector>
@@ -50,6 +51,7 @@ struct Fiber {
     ucontext_t context;
     std::vector<char> stack;
     bool done = false;
+    bool waited = false;  // for the kernels before
     const Meeting* waits = nullptr;
     u64 round = 0;
 };
@@ -61,6 +63,29 @@ static int current, at_x, at_y;
 static std::unique_ptr<u8, void (*)(void*)> shared(nullptr, free);
 static Meeting warps[MOST_THREADS / LANES], block;
 static std::function<void()> body;
+
+// A sum that a block leaves for another. It is published by an arrival of its block behind a barrier.
+struct Partial {
+    bool published;
+    u64 round;
+};
+
+static std::map<const float*, Partial> partials;
+static u64 arrived_in;
+
+static void publish() {
+    for (auto& [at, partial] : partials) {
+        if (partial.published) continue;
+        if (partial.round == block.round) fail("a block arrives without a barrier after its partial sums");
+        partial.published = true;
+    }
+    arrived_in = block.round;
+}
+
+// What the kernels before have written may be read, and what they read be overwritten.
+static void after_wait() {
+    if (!fibers[current].waited) fail("memory of earlier kernels is accessed before they have ended");
+}
 
 static void give_way() { swapcontext(&fibers[current].context, &scheduler); }
 
@@ -82,6 +107,7 @@ static void meet(Meeting& meeting, const void* place, const std::function<void()
 
 static void run_fiber() {
     body();
+    if (!fibers[current].waited) fail("a thread ends without having waited for the kernels before");
     fibers[current].done = true;
     for (;;) give_way();
 }
@@ -90,6 +116,7 @@ static void run_fiber() {
 static void launch(int blocks_x, int blocks_y, int threads, size_t shared_bytes, u64 seed, const std::function<void()>& kernel) {
     random_numbers.seed(seed);
     body = kernel;
+    partials.clear();
     std::vector<int> order(blocks_x * blocks_y);
     for (size_t i = 0; i < order.size(); i++) order[i] = (int)i;
     std::shuffle(order.begin(), order.end(), random_numbers);
@@ -98,11 +125,12 @@ static void launch(int blocks_x, int blocks_y, int threads, size_t shared_bytes,
         shared.reset((u8*)aligned_alloc(16, shared_bytes));
         memset(shared.get(), 0xff, shared_bytes);  // NaN
         block = Meeting{threads};
+        arrived_in = ~0ull;
         for (Meeting& warp : warps) warp = Meeting{LANES};
         for (int i = 0; i < threads; i++) {
             Fiber& fiber = fibers[i];
             fiber.stack.resize(256 << 10);
-            fiber.done = false;
+            fiber.done = fiber.waited = false;
             fiber.waits = nullptr;
             getcontext(&fiber.context);
             fiber.context.uc_stack.ss_sp = fiber.stack.data();
@@ -171,16 +199,13 @@ DEVICE u8* shared_memory() { return emulated::shared.get(); }
 // A barrier elsewhere is another barrier.
 #define sync() emulated::meet(emulated::block, [] { static const char place = 0; return &place; }(), [] {})
 
-DEVICE void fence() {}
-
-DEVICE u32 add_at(u32* at, u32 value) {
-    u32 before = *at;
-    *at += value;
-    return before;
+DEVICE u32 arrive(u32* count) {
+    emulated::publish();
+    return (*count)++;
 }
 
-DEVICE void wait_for_earlier() {}
-DEVICE void start_later() {}
+DEVICE void wait_for_earlier() { emulated::fibers[emulated::current].waited = true; }
+DEVICE void let_next_start() {}
 
 DEVICE Words load_weights(const u8* at) {
     emulated::aligned(at, 16);
@@ -195,14 +220,28 @@ DEVICE void load_words(const u8* at, u32 (&words)[N]) {
     memcpy(words, at, 4 * N);
 }
 
-DEVICE Words load_shared(const u16* at) {
+DEVICE Words load_activations(const u16* at) {
+    emulated::after_wait();
     emulated::aligned(at, 16);
     Words words;
     memcpy(&words, at, 16);
     return words;
 }
 
-DEVICE float load_fresh(const float* at) { return *at; }
+DEVICE void store_partial(float* at, float value) {
+    emulated::after_wait();
+    emulated::partials[at] = {false, emulated::block.round};
+    *at = value;
+}
+
+DEVICE float load_partial(const float* at) {
+    auto found = emulated::partials.find(at);
+    if (found == emulated::partials.end() || !found->second.published) emulated::fail("a partial sum is read that no block has published");
+    if (emulated::arrived_in == emulated::block.round) emulated::fail("partial sums are read without a barrier after the arrival");
+    return *at;
+}
+
+DEVICE float fused(float a, float b, float c) { return std::fma(a, b, c); }
 DEVICE float as_float(u32 bits) { return emulated::bits_to_float(bits); }
 DEVICE float to_float(F16, u16 bits) { return emulated::half_to_float(bits); }
 DEVICE float to_float(BF16, u16 bits) { return as_float((u32)bits << 16); }

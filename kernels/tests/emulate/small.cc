@@ -52,14 +52,15 @@ int main() {
             a.arrived = arrived.data();
         }
         a.rows = rows, a.k = k, a.n = n, a.x_stride = x_stride, a.y_stride = y_stride, a.k_tiles = k_tiles;
-        a.splits = splits, a.gated = gated, a.single = single;
+        a.splits = splits, a.tiles_each = k_tiles / splits, a.tiles_left = k_tiles % splits, a.gated = gated, a.single = single;
         a.y = malloc(bytes);
         std::vector<u8> first;
         for (int i = 0; i < launches; i++) {
             memset(a.y, 0xff, bytes);
             std::fill(partial.begin(), partial.end(), NAN);
             a.partial = splits > 1 ? partial.data() : nullptr;
-            emulated::launch(row_tiles, splits, 256, WARPS * 32 * columns * 4 + 16, seed + i, [&] { entry->kernel(a); });
+            int shared = entry->nt == 1 ? small_shared<1>() : small_shared<2>();
+            emulated::launch(row_tiles, splits, 32 * WARPS, shared, seed + i, [&] { entry->kernel(a); });
             std::vector<u8> y((u8*)a.y, (u8*)a.y + bytes);
             if (i == 0) first = y;
             if (y != first) emulated::fail("the order of threads changes the result");
