@@ -21,11 +21,26 @@ struct Mantissa<BF16> {
     static const int BITS = 7;
 };
 
-// The fields of WIDTH bits at bit BIT of both halves.
-template <class T, int WIDTH, int BIT>
-DEVICE u32 field(u32 word) {
-    static_assert(BIT + WIDTH <= Mantissa<T>::BITS, "the field lies in the mantissa");
-    const u32 offset = Mantissa<T>::MAGIC - BIT * Mantissa<T>::HALVED;
-    const u32 mask = ((1u << WIDTH) - 1) * 0x00010001u << BIT;
+// The fields of WIDTH bits at bit `bit` (a constant, once loops are unrolled) of both halves; they must lie in the mantissa.
+template <class T, int WIDTH>
+DEVICE u32 field(u32 word, int bit) {
+    u32 offset = Mantissa<T>::MAGIC - bit * Mantissa<T>::HALVED;
+    u32 mask = ((1u << WIDTH) - 1) * 0x00010001u << bit;
     return minus(T(), and_or(word, mask, offset), offset);
 }
+
+// Weights of WIDTH bits that fill words without a gap: 32 of them in WIDTH words as 16 pairs, from the lowest bits of both halves
+// on. As many fields as the mantissa holds share a shift.
+template <class T, int WIDTH>
+struct Fields {
+    static const int WORDS = WIDTH;
+
+    static DEVICE void pairs(const u32 (&words)[WORDS], u32 (&pairs)[16]) {
+        const int TO_A_WORD = 16 / WIDTH, TO_A_SHIFT = Mantissa<T>::BITS / WIDTH;
+#pragma unroll
+        for (int i = 0; i < 16; i++) {
+            int place = i % TO_A_WORD, together = place / TO_A_SHIFT * TO_A_SHIFT;
+            pairs[i] = field<T, WIDTH>(words[i / TO_A_WORD] >> WIDTH * together, WIDTH * (place - together));
+        }
+    }
+};

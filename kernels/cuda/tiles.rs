@@ -90,6 +90,18 @@ impl Quarter<'_> {
 }
 
 impl TileCodes {
+    /// Codes of `BITS` bits, a divisor of 16, that fill words without a gap: pairs one after the other from the lowest bits on, the
+    /// first of each in the low half of the word.
+    pub(crate) const fn fields<const BITS: usize>() -> TileCodes {
+        TileCodes {
+            words: BITS,
+            put: |words, pair, half, code| {
+                let to_a_word = 16 / BITS;
+                words.set(pair / to_a_word, BITS * (pair % to_a_word) + 16 * half, code);
+            },
+        }
+    }
+
     /// Bytes of the codes of a tile.
     fn bytes(&self) -> usize {
         512 * self.words

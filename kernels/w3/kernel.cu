@@ -19,11 +19,11 @@ struct W3<F16> {
     template <int SHIFT>
     static DEVICE u32 five(u32 word, u32* pairs) {
         u32 high = word >> SHIFT;
-        pairs[0] = field<F16, 3, 0>(word);
-        pairs[1] = field<F16, 3, 3>(word);
-        pairs[2] = field<F16, 3, 6>(word);
-        pairs[3] = field<F16, 3, 10 - SHIFT>(high);
-        pairs[4] = field<F16, 3, 13 - SHIFT>(high);
+        pairs[0] = field<F16, 3>(word, 0);
+        pairs[1] = field<F16, 3>(word, 3);
+        pairs[2] = field<F16, 3>(word, 6);
+        pairs[3] = field<F16, 3>(high, 10 - SHIFT);
+        pairs[4] = field<F16, 3>(high, 13 - SHIFT);
         return high & (0x00010001u << (9 - SHIFT));
     }
 
@@ -40,11 +40,11 @@ struct W3<BF16> {
 
     static DEVICE void five(u32 word, u32* pairs) {
         u32 middle = word >> 6, high = word >> 9;
-        pairs[0] = field<BF16, 3, 0>(word);
-        pairs[1] = field<BF16, 3, 3>(word);
-        pairs[2] = field<BF16, 3, 0>(middle);
-        pairs[3] = field<BF16, 3, 4>(middle);
-        pairs[4] = field<BF16, 3, 4>(high);
+        pairs[0] = field<BF16, 3>(word, 0);
+        pairs[1] = field<BF16, 3>(word, 3);
+        pairs[2] = field<BF16, 3>(middle, 0);
+        pairs[3] = field<BF16, 3>(middle, 4);
+        pairs[4] = field<BF16, 3>(high, 4);
     }
 
     static DEVICE void pairs(const u32 (&words)[WORDS], u32 (&pairs)[16]) {

@@ -1,6 +1,6 @@
 """The CUDA kernels compiled for every architecture that is shipped, by NVRTC from a Python package: no driver, no toolkit, no GPU.
 
-Prints for each kernel and architecture its registers, spills, shared memory and the machine instructions that a tile costs, and
+Prints for each kernel and architecture its registers, spills and the machine instructions that a tile costs, and
 fails where one is above its ceiling. With --predict, also what these counts and the bytes allow on an H200: a prediction, not a
 measurement. Nothing here runs a kernel.
 
@@ -247,13 +247,13 @@ def main():
 
     tasks = [(architecture, unit) for architecture in arguments.arch or ARCHITECTURES for unit in UNITS]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
-        for (architecture, unit), (cubin, used, blocks) in zip(tasks, threads.map(compile_and_count, tasks)):
+        for (architecture, unit), (cubin, used, codes) in zip(tasks, threads.map(compile_and_count, tasks)):
             if arguments.out:
                 arguments.out.mkdir(parents=True, exist_ok=True)
                 (arguments.out / f"{unit}.{architecture}.cubin").write_bytes(cubin)
-            assert blocks.keys() == used.keys(), (blocks.keys(), used.keys())
+            assert codes.keys() == used.keys(), (codes.keys(), used.keys())
             for name in sorted(used):
-                found, wrong = judge(name, architecture, used[name], blocks[name])
+                found, wrong = judge(name, architecture, used[name], codes[name])
                 costs[architecture, name] = found["instructions"]
                 print(
                     f"| {name} | {architecture} | {found['registers']} | {found['spilled']} | {found['instructions']:.0f} |"
@@ -264,7 +264,7 @@ def main():
             predict(costs["sm_90a", f"w3a16_f16_{8 if rows < 9 else 16}_g128"], rows)
     for fault in faults:
         print(fault, file=sys.stderr)
-    print(f"\n{len(costs)} kernels compiled, {len(faults)} above a ceiling")
+    print(f"\n{len(costs)} kernels compiled, {len(faults)} faults")
     sys.exit(1 if faults else 0)
 
 

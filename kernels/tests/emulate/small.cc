@@ -1,8 +1,6 @@
 // Runs a kernel for few token rows on the host. Reads a request from standard input: a line with the kernel's name, a line of
 // numbers, and the arrays, little-endian; writes y to standard output. Every array lies in an allocation of exactly its size,
 // so that a sanitizer sees what reaches beyond.
-#include <string>
-
 #include "../../w2/kernel.cu"
 #include "../../w3/kernel.cu"
 #include "../../w4/kernel.cu"
