@@ -1,9 +1,11 @@
 // Up to 16 token rows: y = x W^T for a weight whose tiles lie in the order of tensor-core fragments.
 //
-// A block takes 32 output channels and a part of k; its warps take the tiles of that part in turn and add up what they have
-// in a fixed order. Where a row of tiles is shared by several blocks (`splits`), the last one to arrive adds up what all have
-// written, in the order of k. So no result depends on who came when. A column of x is never mixed with another: with the same
-// `splits`, an output is the same bits for any number of token rows.
+// A block takes `together` rows of tiles (1, 2, 4 or 8 times 32 output channels) and a part of k. Its warps are dealt to the rows;
+// those of a row take its tiles in turn and add up what they have in a fixed order. Warps at the same place along k want the same
+// activations, which the first-level cache then holds: the more rows together, the fewer activations come from afar. Where a row
+// of tiles is shared by several blocks (`splits`), the last one to arrive adds up what all have written, in the order of k. So no
+// result depends on who came when. A column of x is never mixed with another: with the same `together` and `splits`, an output is
+// the same bits for any number of token rows.
 //
 //   tile: 32 channels x 128 along k, [WORDS x 512 bytes of codes] [32 rows, SUBS] words of scale and zero point
 //   a lane (g = lane / 4, t = lane % 4) has rows g, g + 8, g + 16, g + 24 and, of every 32 along k, the eight from 8 t on
@@ -12,7 +14,7 @@
 #pragma once
 #include "decode.cuh"
 
-// The arguments of a kernel, which is launched with a grid of (ceil(n / 32), splits) blocks of 256 threads and
+// The arguments of a kernel, which is launched with a grid of (ceil(n / 32 / together), splits) blocks of 256 threads and
 // `small_shared<NT>()` bytes of dynamic shared memory. Pointers are device memory; what may be null says so. `x` overlaps nothing
 // that is written; `residual` may be `y`. `partial` and `arrived` are one stream's.
 struct Small {
@@ -22,13 +24,14 @@ struct Small {
     const u16* residual;  // [rows, y_stride], or null
     void* y;              // [rows, y_stride]: 16 bits, or f32 if `single`
     float* partial;       // [splits, ceil(n / 32), 32 * 8 * NT], or null if splits is 1
-    u32* arrived;         // [ceil(n / 32)], zero before and after, or null if splits is 1
+    u32* arrived;         // [ceil(n / 32 / together)], zero before and after, or null if splits is 1
     int rows;             // 1 to 8 * NT
     int k;
     int n;  // output channels of the weight; for a gate, y has half as many
     int x_stride;  // rows * x_stride is below 2^31
     int y_stride;  // outputs or more
-    int k_tiles;  // ceil(k / 128)
+    int k_tiles;   // ceil(k / 128)
+    int together;  // rows of tiles of a block: 1, 2, 4 or 8
     int splits;
     int tiles_each;  // k_tiles / splits
     int tiles_left;  // k_tiles % splits
@@ -182,20 +185,26 @@ DEVICE void small(const Small& a) {
     const int AHEAD = MANY ? 2 : 1, SLOTS = AHEAD + 1;
     const int WORDS = Weight::WORDS, BYTES = 512 * WORDS + 128 * SUBS;
     int lane = thread() % 32, warp = thread() / 32;
-    int tile_row = block_x(), split = block_y();
+    // Of the warps, `strides` share a row of tiles.
+    int together = a.together, strides = WARPS / together, own_row = warp % together;
+    int row_tiles = (a.n + 31) / 32, split = block_y();
+    int tile_row = block_x() * together + own_row;
     int start = a.tiles_each * split + (split < a.tiles_left ? split : a.tiles_left);
     int end = start + a.tiles_each + (split < a.tiles_left ? 1 : 0);
+    // Below the last row of tiles there is nothing.
+    if (tile_row >= row_tiles) end = start;
     // A tile that k ends in comes last.
     int whole = a.k / 128 < end ? a.k / 128 : end;
-    int mine = start + warp;
+    int mine = start + warp / together, step = strides * BYTES;
+    int left = (whole - mine + strides - 1) / strides;
     const u8* next = a.tiles + ((u64)tile_row * a.k_tiles + mine) * BYTES;
 
     // Weights set out before the kernels that compute x have ended.
     Tile<WORDS, SUBS> slots[SLOTS];
 #pragma unroll
     for (int i = 0; i < AHEAD; i++) {
-        if (mine + WARPS * i < whole) slots[i] = load_tile<WORDS, SUBS>(next, lane);
-        next += WARPS * BYTES;
+        if (left > i) slots[i] = load_tile<WORDS, SUBS>(next, lane);
+        next += step;
     }
     let_next_start();
     wait_for_earlier();
@@ -213,20 +222,21 @@ DEVICE void small(const Small& a) {
 #pragma unroll
         for (int i = 0; i < 4; i++) out[0][nt][i] = out[1][nt][i] = 0.0f;
 
-    int tile = mine;
-    while (tile < whole) {
+    int at = 128 * mine + 8 * (lane % 4), at_step = 128 * strides;
+    while (left > 0) {
 #pragma unroll
         for (int i = 0; i < SLOTS; i++) {
-            if (tile >= whole) break;
-            if (tile + WARPS * AHEAD < whole) slots[(i + AHEAD) % SLOTS] = load_tile<WORDS, SUBS>(next, lane);
-            next += WARPS * BYTES;
-            add_tile<T, Weight, NT, SUBS, false>(out, slots[i], a, rows, 128 * tile + 8 * (lane % 4));
-            tile += WARPS;
+            if (left <= 0) break;
+            if (left > AHEAD) slots[(i + AHEAD) % SLOTS] = load_tile<WORDS, SUBS>(next, lane);
+            next += step;
+            add_tile<T, Weight, NT, SUBS, false>(out, slots[i], a, rows, at);
+            at += at_step;
+            left--;
         }
     }
-    if (tile < end) {
-        const u8* last = a.tiles + ((u64)tile_row * a.k_tiles + tile) * BYTES;
-        add_tile<T, Weight, NT, SUBS, true>(out, load_tile<WORDS, SUBS>(last, lane), a, rows, 128 * tile + 8 * (lane % 4));
+    if (at / 128 < end) {
+        const u8* last = a.tiles + ((u64)tile_row * a.k_tiles + at / 128) * BYTES;
+        add_tile<T, Weight, NT, SUBS, true>(out, load_tile<WORDS, SUBS>(last, lane), a, rows, at);
     }
 
     float* sums = (float*)shared_memory();
@@ -240,48 +250,50 @@ DEVICE void small(const Small& a) {
                 sums[warp * ALL + shared_place(row, column)] = out[mt][nt][i];
             }
     sync();
-    // A thread has NT of the outputs; those of a warp are of one column.
-    float own[NT];
+    // A thread has NT outputs of each row of tiles; those of a warp are of one column.
+    int first = block_x() * together;
+    for (int r = 0; r < together && first + r < row_tiles; r++) {
 #pragma unroll
-    for (int i = 0; i < NT; i++) {
-        int row = thread() % 32, column = thread() / 32 + 8 * i;
-        own[i] = 0.0f;
-        if (column >= a.rows) continue;
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) own[i] += sums[w * ALL + shared_place(row, column)];
+        for (int i = 0; i < NT; i++) {
+            int row = thread() % 32, column = thread() / 32 + 8 * i;
+            if (column >= a.rows) continue;
+            float own = 0.0f;
+            for (int w = r; w < WARPS; w += together) own += sums[w * ALL + shared_place(row, column)];
+            // Where it is put, only this thread has read.
+            sums[r * ALL + shared_place(row, column)] = own;
+            if (a.splits > 1) store_partial(a.partial + ((u64)split * row_tiles + first + r) * ALL + thread() + 256 * i, own);
+        }
     }
     if (a.splits > 1) {
         u32* last = (u32*)(sums + WARPS * ALL);
-        u64 rows_of_tiles = (u64)((a.n + 31) / 32);
-#pragma unroll
-        for (int i = 0; i < NT; i++) {
-            if (thread() / 32 + 8 * i >= a.rows) continue;
-            store_partial(a.partial + (split * rows_of_tiles + tile_row) * ALL + thread() + 256 * i, own[i]);
-        }
         sync();
-        if (thread() == 0) *last = arrive(a.arrived + tile_row) == (u32)a.splits - 1;
+        if (thread() == 0) *last = arrive(a.arrived + block_x()) == (u32)a.splits - 1;
         sync();
         if (!*last) return;
-        if (thread() == 0) a.arrived[tile_row] = 0;
+        if (thread() == 0) a.arrived[block_x()] = 0;
+        for (int r = 0; r < together && first + r < row_tiles; r++) {
 #pragma unroll
-        for (int i = 0; i < NT; i++) {
-            own[i] = 0.0f;
-            if (thread() / 32 + 8 * i >= a.rows) continue;
-            for (int s = 0; s < a.splits; s++)
-                own[i] += load_partial(a.partial + (s * rows_of_tiles + tile_row) * ALL + thread() + 256 * i);
+            for (int i = 0; i < NT; i++) {
+                int row = thread() % 32, column = thread() / 32 + 8 * i;
+                if (column >= a.rows) continue;
+                float own = 0.0f;
+                for (int s = 0; s < a.splits; s++)
+                    own += load_partial(a.partial + ((u64)s * row_tiles + first + r) * ALL + thread() + 256 * i);
+                sums[r * ALL + shared_place(row, column)] = own;
+            }
         }
     }
-    if (a.gated) {
-        // The other half of a pair lies with another thread. Where it is put, only this thread has read.
+    // The other half of a pair lies with another thread.
+    if (a.gated) sync();
+    for (int r = 0; r < together && first + r < row_tiles; r++) {
 #pragma unroll
-        for (int i = 0; i < NT; i++) sums[shared_place(thread() % 32, thread() / 32 + 8 * i)] = own[i];
-        sync();
-    }
-#pragma unroll
-    for (int i = 0; i < NT; i++) {
-        int row = thread() % 32, column = thread() / 32 + 8 * i;
-        if (a.gated && row >= 16) continue;
-        finish<T>(a, tile_row, row, column, own[i], a.gated ? sums[shared_place(row + 16, column)] : 0.0f);
+        for (int i = 0; i < NT; i++) {
+            int row = thread() % 32, column = thread() / 32 + 8 * i;
+            if (column >= a.rows || (a.gated && row >= 16)) continue;
+            const float* own = sums + r * ALL;
+            float up = a.gated ? own[shared_place(row + 16, column)] : 0.0f;
+            finish<T>(a, first + r, row, column, own[shared_place(row, column)], up);
+        }
     }
 }
 

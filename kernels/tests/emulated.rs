@@ -80,6 +80,7 @@ struct Shape {
     k: usize,
     group: usize,
     rows: usize,
+    together: usize,
     splits: usize,
     gated: bool,
     bias: bool,
@@ -131,10 +132,10 @@ impl Case {
 
     /// The line and the arrays that the program reads.
     fn request(&self) -> Vec<u8> {
-        let Shape { bits, element, n, k, rows, splits, gated, bias, residual, single, .. } = self.shape;
+        let Shape { bits, element, n, k, rows, together, splits, gated, bias, residual, single, .. } = self.shape;
         let columns = if rows <= 8 { 8 } else { 16 };
         let (x_stride, y_stride) = (x_stride(k), self.shape.outputs() + GAP);
-        let numbers = [rows, k, n, x_stride, y_stride, self.tiles.k_tiles(), splits];
+        let numbers = [rows, k, n, x_stride, y_stride, self.tiles.k_tiles(), together, splits];
         let flags = [gated, single, bias, residual].map(usize::from);
         let group = 128 / self.tiles.groups;
         let mut out = format!("w{bits}a16_{}_{columns}_g{group}", element.name()).into_bytes();
@@ -257,6 +258,7 @@ fn shapes() -> Vec<Shape> {
         k: 256,
         group: 128,
         rows: 1,
+        together: 1,
         splits: 1,
         gated: false,
         bias: false,
@@ -284,9 +286,15 @@ fn shapes() -> Vec<Shape> {
         for (k, splits) in [(128, 1), (3584, 1), (3584, 4), (8192, 2), (384, 5)] {
             shapes.push(Shape { k, splits, rows: 2, residual: true, ..plain });
         }
+        // Rows of tiles that share a block: all there, some missing, none but one.
+        for (together, n) in [(2, 64), (2, 40), (4, 300), (8, 256), (8, 33)] {
+            for (rows, splits) in [(1, 1), (7, 3), (16, 2)] {
+                shapes.push(Shape { together, n, rows, splits, k: 900, bias: true, single: false, ..plain });
+            }
+        }
         for (n, rows) in [(64, 1), (62, 5), (34, 16), (2, 3)] {
-            for splits in [1, 2] {
-                let gated = Shape { n, rows, splits, k: 640, gated: true, bias: true, residual: true, ..plain };
+            for (together, splits) in [(1, 1), (1, 2), (2, 1), (4, 2)] {
+                let gated = Shape { n, rows, together, splits, k: 640, gated: true, bias: true, residual: true, ..plain };
                 shapes.extend([gated, Shape { single: false, ..gated }]);
             }
         }

@@ -25,16 +25,16 @@ static const Entry KERNELS[] = {ENTRIES(w2a16), ENTRIES(w3a16), ENTRIES(w4a16)};
 
 int main() {
     char name[64];
-    int rows, k, n, x_stride, y_stride, k_tiles, splits, gated, single, has_bias, has_residual, launches;
+    int rows, k, n, x_stride, y_stride, k_tiles, together, splits, gated, single, has_bias, has_residual, launches;
     long long tile_bytes, seed;
-    while (scanf("%63s %d %d %d %d %d %d %d %d %d %d %d %d %lld %lld", name, &rows, &k, &n, &x_stride, &y_stride, &k_tiles,
-                 &splits, &gated, &single, &has_bias, &has_residual, &launches, &tile_bytes, &seed) == 15) {
+    while (scanf("%63s %d %d %d %d %d %d %d %d %d %d %d %d %d %lld %lld", name, &rows, &k, &n, &x_stride, &y_stride, &k_tiles,
+                 &together, &splits, &gated, &single, &has_bias, &has_residual, &launches, &tile_bytes, &seed) == 16) {
         getchar();
         const Entry* entry = nullptr;
         for (const Entry& one : KERNELS)
             if (!strcmp(one.name, name)) entry = &one;
         if (!entry) emulated::fail("there is no such kernel");
-        int row_tiles = (n + 31) / 32, columns = 8 * entry->nt;
+        int row_tiles = (n + 31) / 32, blocks = (row_tiles + together - 1) / together, columns = 8 * entry->nt;
         Small a = {};
         a.tiles = read_array<u8>(tile_bytes, 128);
         a.x = read_array<u16>((size_t)rows * x_stride, 16);
@@ -46,10 +46,11 @@ int main() {
         std::vector<u32> arrived;
         if (splits > 1) {
             partial.resize((size_t)splits * row_tiles * 32 * columns);
-            arrived.resize(row_tiles);
+            arrived.resize(blocks);
             a.arrived = arrived.data();
         }
         a.rows = rows, a.k = k, a.n = n, a.x_stride = x_stride, a.y_stride = y_stride, a.k_tiles = k_tiles;
+        a.together = together;
         a.splits = splits, a.tiles_each = k_tiles / splits, a.tiles_left = k_tiles % splits, a.gated = gated, a.single = single;
         a.y = malloc(bytes);
         std::vector<u8> first;
@@ -58,7 +59,7 @@ int main() {
             std::fill(partial.begin(), partial.end(), NAN);
             a.partial = splits > 1 ? partial.data() : nullptr;
             int shared = entry->nt == 1 ? small_shared<1>() : small_shared<2>();
-            emulated::launch(row_tiles, splits, 32 * WARPS, shared, seed + i, [&] { entry->kernel(a); });
+            emulated::launch(blocks, splits, 32 * WARPS, shared, seed + i, [&] { entry->kernel(a); });
             std::vector<u8> y((u8*)a.y, (u8*)a.y + bytes);
             if (i == 0) first = y;
             if (y != first) emulated::fail("the order of threads changes the result");
