@@ -1,6 +1,48 @@
-//! CUDA: how weights lie on the device. Nothing here runs on a device yet: the kernels (`*.cu`, `cuda/*.cuh`) compile for
-//! every architecture and are tested on the host, emulated.
+//! CUDA: weights on a device, and products with them.
+//!
+//! ```no_run
+//! # use mbqc_kernels::{Format, Stored, cuda::*};
+//! # fn f(format: &'static Format, stored: &Stored<'_>) -> Result<(), DeviceError> {
+//! let stream = Device::open(0)?.stream()?;
+//! let weight = DeviceWeight::load(&stream, format, stored, false)?;
+//! let mut workspace = Workspace::new(&stream, &[&weight], None)?;
+//! let x = stream.device().memory(2 * weight.k().next_multiple_of(8))?;
+//! let y = stream.device().memory(2 * weight.outputs())?;
+//! let product = DeviceProduct {
+//!     x: DeviceRows { memory: &x, stride: weight.k().next_multiple_of(8) },
+//!     y: DeviceRows { memory: &y, stride: weight.outputs() },
+//!     rows: 1,
+//!     element: Element::F16,
+//!     bias: None,
+//!     residual: None,
+//!     single: false,
+//!     spread: None,
+//! };
+//! weight.product(&stream, &product, &mut workspace)?;
+//! stream.synchronize()
+//! # }
+//! ```
+//!
+//! Nothing of this has run on a device yet: kernels compile for every architecture, and kernels and this interface are tested on
+//! the host, emulated (`tests/emulated.rs`, `tests/device.rs`).
 
+mod driver;
+mod error;
+mod images;
+mod spread;
 mod tiles;
+mod weight;
 
+pub use driver::{About, Device, Graph, Loaded, Mark, Memory, Stream};
+pub use error::DeviceError;
+pub use images::{Unit, source_hash};
+pub use spread::Spread;
 pub use tiles::{Quarter, TILE_CHANNELS, TILE_K, TileCodes, Tiles};
+pub use weight::{DeviceProduct, DeviceRows, DeviceWeight, Element, MOST_ROWS, Workspace};
+
+use crate::format::FORMATS;
+
+/// The sources of all kernels.
+pub fn units() -> impl Iterator<Item = &'static Unit> {
+    FORMATS.iter().filter_map(|format| format.tiles).map(|tiles| tiles.unit)
+}

@@ -1,6 +1,6 @@
 // Up to 16 token rows: y = x W^T for a weight whose tiles lie in the order of tensor-core fragments.
 //
-// A block takes `together` rows of tiles (1, 2, 4 or 8 times 32 output channels) and a part of k. Its warps are dealt to the rows;
+// A block takes `together` rows of tiles (1, 2, 4 or 8, of 32 output channels each) and a part of k. Its warps are dealt to the rows;
 // those of a row take its tiles in turn and add up what they have in a fixed order. Warps at the same place along k want the same
 // activations, which the first-level cache then holds: the more rows together, the fewer activations come from afar. Where a row
 // of tiles is shared by several blocks (`splits`), the last one to arrive adds up what all have written, in the order of k. So no
@@ -31,7 +31,7 @@ struct Small {
     int x_stride;  // rows * x_stride is below 2^31
     int y_stride;  // outputs or more
     int k_tiles;   // ceil(k / 128)
-    int together;  // rows of tiles of a block: 1, 2, 4 or 8
+    int together_log;  // of the rows of tiles of a block: 0 to 3
     int splits;
     int tiles_each;  // k_tiles / splits
     int tiles_left;  // k_tiles % splits
@@ -99,7 +99,7 @@ DEVICE void add_group(float (&out)[NT][4], const float (&products)[NT][4], const
 
 // The products of a tile with `8 NT` token rows. `Weight::pairs` decodes 32 weights of a lane into 16 registers.
 template <class T, class Weight, int NT, int SUBS, bool ENDS>
-DEVICE void add_tile(float (&out)[2][NT][4], const Tile<Weight::WORDS, SUBS>& tile, const Small& a, const int (&rows)[NT], int at) {
+DEVICE void add_tile(float (&out)[2][NT][4], const Tile<Weight::WORDS, SUBS>& tile, const Small& a, const int (&rows)[NT], int at, int lane) {
     const int WORDS = Weight::WORDS;
     const u32 one = Mantissa<T>::ONE, ones[4] = {one, one, one, one};
     // Half of a tile, 64 along k, holds whole groups or half of one.
@@ -141,7 +141,7 @@ DEVICE void add_tile(float (&out)[2][NT][4], const Tile<Weight::WORDS, SUBS>& ti
                 }
                 if (stops && s % STEPS == STEPS - 1) {
                     const int GROUP = SUBS == 1 ? 0 : GROUPS * kh + s / STEPS;
-                    add_group<NT>(out[mt], products[mt], sums[s / STEPS], tile.scales[GROUP], 16 * mt + thread() % 32 / 4);
+                    add_group<NT>(out[mt], products[mt], sums[s / STEPS], tile.scales[GROUP], 16 * mt + lane / 4);
                 }
             }
         }
@@ -186,25 +186,24 @@ DEVICE void small(const Small& a) {
     const int WORDS = Weight::WORDS, BYTES = 512 * WORDS + 128 * SUBS;
     int lane = thread() % 32, warp = thread() / 32;
     // Of the warps, `strides` share a row of tiles.
-    int together = a.together, strides = WARPS / together, own_row = warp % together;
+    int together = 1 << a.together_log, strides = WARPS >> a.together_log;
     int row_tiles = (a.n + 31) / 32, split = block_y();
-    int tile_row = block_x() * together + own_row;
+    int tile_row = block_x() * together + (warp & (together - 1));
     int start = a.tiles_each * split + (split < a.tiles_left ? split : a.tiles_left);
     int end = start + a.tiles_each + (split < a.tiles_left ? 1 : 0);
+    // Where whole tiles end; one that k ends in comes last.
+    int whole = 128 * (a.k / 128 < end ? a.k / 128 : end), step = 128 * strides;
     // Below the last row of tiles there is nothing.
-    if (tile_row >= row_tiles) end = start;
-    // A tile that k ends in comes last.
-    int whole = a.k / 128 < end ? a.k / 128 : end;
-    int mine = start + warp / together, step = strides * BYTES;
-    int left = (whole - mine + strides - 1) / strides;
+    int mine = tile_row < row_tiles ? start + (warp >> a.together_log) : a.k_tiles;
+    int at = 128 * mine + 8 * (lane % 4);
     const u8* next = a.tiles + ((u64)tile_row * a.k_tiles + mine) * BYTES;
 
     // Weights set out before the kernels that compute x have ended.
     Tile<WORDS, SUBS> slots[SLOTS];
 #pragma unroll
     for (int i = 0; i < AHEAD; i++) {
-        if (left > i) slots[i] = load_tile<WORDS, SUBS>(next, lane);
-        next += step;
+        if (at + i * step < whole) slots[i] = load_tile<WORDS, SUBS>(next, lane);
+        next += strides * BYTES;
     }
     let_next_start();
     wait_for_earlier();
@@ -222,21 +221,22 @@ DEVICE void small(const Small& a) {
 #pragma unroll
         for (int i = 0; i < 4; i++) out[0][nt][i] = out[1][nt][i] = 0.0f;
 
-    int at = 128 * mine + 8 * (lane % 4), at_step = 128 * strides;
-    while (left > 0) {
+    while (at < whole) {
 #pragma unroll
         for (int i = 0; i < SLOTS; i++) {
-            if (left <= 0) break;
-            if (left > AHEAD) slots[(i + AHEAD) % SLOTS] = load_tile<WORDS, SUBS>(next, lane);
-            next += step;
-            add_tile<T, Weight, NT, SUBS, false>(out, slots[i], a, rows, at);
-            at += at_step;
-            left--;
+            if (at >= whole) break;
+            if (at + AHEAD * step < whole) slots[(i + AHEAD) % SLOTS] = load_tile<WORDS, SUBS>(next, lane);
+            next += strides * BYTES;
+            add_tile<T, Weight, NT, SUBS, false>(out, slots[i], a, rows, at, lane);
+            at += step;
         }
     }
+    // What is known anyway is found out again, so that no register holds it through the loop.
+    lane = thread() % 32, warp = thread() / 32;
+    tile_row = block_x() * together + (warp & (together - 1));
     if (at / 128 < end) {
         const u8* last = a.tiles + ((u64)tile_row * a.k_tiles + at / 128) * BYTES;
-        add_tile<T, Weight, NT, SUBS, true>(out, load_tile<WORDS, SUBS>(last, lane), a, rows, at);
+        add_tile<T, Weight, NT, SUBS, true>(out, load_tile<WORDS, SUBS>(last, lane), a, rows, at, lane);
     }
 
     float* sums = (float*)shared_memory();
@@ -252,6 +252,7 @@ DEVICE void small(const Small& a) {
     sync();
     // A thread has NT outputs of each row of tiles; those of a warp are of one column.
     int first = block_x() * together;
+#pragma unroll 1
     for (int r = 0; r < together && first + r < row_tiles; r++) {
 #pragma unroll
         for (int i = 0; i < NT; i++) {
@@ -271,12 +272,14 @@ DEVICE void small(const Small& a) {
         sync();
         if (!*last) return;
         if (thread() == 0) a.arrived[block_x()] = 0;
+#pragma unroll 1
         for (int r = 0; r < together && first + r < row_tiles; r++) {
 #pragma unroll
             for (int i = 0; i < NT; i++) {
                 int row = thread() % 32, column = thread() / 32 + 8 * i;
                 if (column >= a.rows) continue;
                 float own = 0.0f;
+#pragma unroll 4
                 for (int s = 0; s < a.splits; s++)
                     own += load_partial(a.partial + ((u64)s * row_tiles + first + r) * ALL + thread() + 256 * i);
                 sums[r * ALL + shared_place(row, column)] = own;
@@ -285,6 +288,7 @@ DEVICE void small(const Small& a) {
     }
     // The other half of a pair lies with another thread.
     if (a.gated) sync();
+#pragma unroll 1
     for (int r = 0; r < together && first + r < row_tiles; r++) {
 #pragma unroll
         for (int i = 0; i < NT; i++) {

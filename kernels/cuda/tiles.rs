@@ -15,6 +15,7 @@
 //! Behind the codes lie `[32 rows, groups of the tile]` words of scale and zero point: the scale as f32, whose four lowest bits
 //! are the zero point. That is exact for scales of half precision and bfloat16, and within 2^-20 for single ones.
 
+use super::images::Unit;
 use crate::affine::Codes;
 use crate::error::{Error, check_length};
 use crate::format::{Format, Stored};
@@ -66,6 +67,8 @@ impl Place {
 
 /// How the codes of a format lie in a tile: what a lane has of a quarter of the tile, 32 weights as 16 pairs, in words.
 pub struct TileCodes {
+    /// The kernels that read it.
+    pub unit: &'static Unit,
     /// Words for 32 weights: as many as a code has bits.
     pub words: usize,
     /// Where a code goes: its pair, which of the pair it is, the code.
@@ -92,8 +95,9 @@ impl Quarter<'_> {
 impl TileCodes {
     /// Codes of `BITS` bits, a divisor of 16, that fill words without a gap: pairs one after the other from the lowest bits on, the
     /// first of each in the low half of the word.
-    pub(crate) const fn fields<const BITS: usize>() -> TileCodes {
+    pub(crate) const fn fields<const BITS: usize>(unit: &'static Unit) -> TileCodes {
         TileCodes {
+            unit,
             words: BITS,
             put: |words, pair, half, code| {
                 let to_a_word = 16 / BITS;

@@ -7,9 +7,9 @@
 //! Applies wherever stock `MatMulNBits` runs. Layout: [`matmul_nbits`](crate::matmul_nbits).
 
 mod cpu;
+mod cuda;
 
 use crate::affine::Levels;
-use crate::cuda::TileCodes;
 use crate::error::Error;
 use crate::format::{Accuracy, Format, Kernel, Product, Scheme};
 use crate::pool::Pool;
@@ -27,5 +27,5 @@ pub(crate) static FORMAT: Format = Format {
     unpack: |stored| blocks::unpack(&FORMAT, stored, |block, out| matmul_nbits::unpack_bits(2, block, out)),
     schema: matmul_nbits::schema(2, 4),
     kernels: kernels!(FORMAT, _ => cpu::Quarters),
-    tiles: Some(&TileCodes::fields::<2>()),
+    tiles: Some(&cuda::TILES),
 };

@@ -1,6 +1,6 @@
 //! The tiles of `kernel.cu`, where they are drawn: three words to 32 weights.
 
-use crate::cuda::TileCodes;
+use crate::cuda::{TileCodes, Unit};
 
 /// Where the five fields of a half of a word begin.
 const FIELDS: [usize; 5] = [0, 3, 6, 10, 13];
@@ -10,6 +10,7 @@ const SPARE: usize = 9;
 
 /// See `kernel.cu`.
 pub(super) static TILES: TileCodes = TileCodes {
+    unit: &Unit { name: "w3", source: include_str!("kernel.cu") },
     words: 3,
     put: |words, pair, half, code| match pair {
         0..15 => words.set(pair / 5, FIELDS[pair % 5] + 16 * half, code),

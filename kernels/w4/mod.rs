@@ -7,11 +7,11 @@
 //! Applies wherever stock `MatMulNBits` runs. Layout: [`matmul_nbits`](crate::matmul_nbits).
 
 mod cpu;
+mod cuda;
 
 pub(crate) use cpu::Nibbles;
 
 use crate::affine::Levels;
-use crate::cuda::TileCodes;
 use crate::error::Error;
 use crate::format::{Accuracy, Format, Kernel, Product, Scheme};
 use crate::pool::Pool;
@@ -29,5 +29,5 @@ pub(crate) static FORMAT: Format = Format {
     unpack: |stored| blocks::unpack(&FORMAT, stored, |block, out| matmul_nbits::unpack_bits(4, block, out)),
     schema: matmul_nbits::schema(4, 1),
     kernels: kernels!(FORMAT, _ => Nibbles<false>),
-    tiles: Some(&TileCodes::fields::<4>()),
+    tiles: Some(&cuda::TILES),
 };

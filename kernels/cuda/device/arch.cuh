@@ -19,7 +19,13 @@ struct __align__(16) Words {
 struct F16 {};
 struct BF16 {};
 
-DEVICE int thread() { return threadIdx.x; }
+// Read anew each time: whoever keeps it in a register does so on purpose.
+DEVICE int thread() {
+    int index;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+    return index;
+}
+
 DEVICE int block_x() { return blockIdx.x; }
 DEVICE int block_y() { return blockIdx.y; }
 

@@ -1,0 +1,362 @@
+//! Weights on a device, and products with few token rows.
+
+use std::sync::Arc;
+
+use super::driver::{Device, Grid, Kernel, Memory, Stream};
+use super::error::DeviceError;
+use super::spread::Spread;
+use super::tiles::{TILE_CHANNELS, Tiles};
+use crate::error::{Error, length};
+use crate::format::{Format, Stored};
+
+/// Token rows that a product has at most.
+pub const MOST_ROWS: usize = 16;
+
+/// Threads of a block: 8 warps.
+const THREADS: u32 = 256;
+const WARPS: usize = 8;
+
+/// What a token row is carried in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Element {
+    /// Half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl Element {
+    /// Both.
+    pub const ALL: [Element; 2] = [Element::F16, Element::Bf16];
+
+    fn name(self) -> &'static str {
+        match self {
+            Element::F16 => "f16",
+            Element::Bf16 => "bf16",
+        }
+    }
+}
+
+/// A weight in a device's memory, arranged for its kernels.
+#[derive(Clone, Debug)]
+pub struct DeviceWeight {
+    format: &'static Format,
+    n: usize,
+    k: usize,
+    gated: bool,
+    row_tiles: usize,
+    k_tiles: usize,
+    tiles: Memory,
+    /// By element, and for 8 or 16 token rows.
+    kernels: [[Kernel; 2]; 2],
+}
+
+/// Rows of numbers in a device's memory.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceRows<'a> {
+    /// Where they are.
+    pub memory: &'a Memory,
+    /// From one row to the next, in numbers.
+    pub stride: usize,
+}
+
+/// What a device computes: `y = x W^T`, and what its epilogue makes of it, in the order bias, gate, residual.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceProduct<'a> {
+    /// `[rows, k]`, at multiples of 16 bytes, whole groups of 8 numbers to a row (what lies behind k is not looked at).
+    pub x: DeviceRows<'a>,
+    /// Token rows, 1 to [`MOST_ROWS`].
+    pub rows: usize,
+    /// Of `x`, `bias`, `residual`, and of `y` unless `single`.
+    pub element: Element,
+    /// `[n]`.
+    pub bias: Option<&'a Memory>,
+    /// `[rows, outputs]`, spaced as `y`; may be `y` itself if that is not `single`.
+    pub residual: Option<&'a Memory>,
+    /// `[rows, outputs]`.
+    pub y: DeviceRows<'a>,
+    /// Whether `y` is f32.
+    pub single: bool,
+    /// How the product is dealt to the device; `None`: as is thought best for that many rows. With the same spread, a token row
+    /// is the same bits alone and among others.
+    pub spread: Option<Spread>,
+}
+
+/// Memory in which the blocks of a product meet. It serves one product after another on one stream.
+#[derive(Debug)]
+pub struct Workspace {
+    stream: usize,
+    partial: Memory,
+    arrived: Memory,
+}
+
+/// The one parameter of a kernel: `Small` in `small.cuh`.
+#[repr(C)]
+struct Arguments {
+    tiles: u64,
+    x: u64,
+    bias: u64,
+    residual: u64,
+    y: u64,
+    partial: u64,
+    arrived: u64,
+    rows: i32,
+    k: i32,
+    n: i32,
+    x_stride: i32,
+    y_stride: i32,
+    k_tiles: i32,
+    together_log: i32,
+    splits: i32,
+    tiles_each: i32,
+    tiles_left: i32,
+    gated: i32,
+    single: i32,
+}
+
+impl DeviceWeight {
+    /// Arranges a stored weight and copies it to the stream's device; with `gated`, `[gate; up]`, of which a product makes
+    /// `silu(gate) * up`.
+    ///
+    /// # Errors
+    ///
+    /// If the bytes are none of the format, there is no kernel for it, the kernels cannot be loaded, or memory is short.
+    pub fn load(
+        stream: &Stream,
+        format: &'static Format,
+        stored: &Stored<'_>,
+        gated: bool,
+    ) -> Result<DeviceWeight, DeviceError> {
+        let Tiles { bytes, n, k, groups, .. } = &Tiles::new(format, stored, gated)?;
+        for (what, size) in [("the output channels of a weight", *n), ("its input channels", *k)] {
+            if size == 0 || size > MOST_CHANNELS {
+                return Err(DeviceError::Shape { what, found: size, expected: format!("1 to {MOST_CHANNELS}") });
+            }
+        }
+        let unit = format.tiles.ok_or(Error::Device { format: format.name })?.unit;
+        let group = super::tiles::TILE_K / groups;
+        let device = stream.device();
+        let kernel = |element: Element, rows: usize| {
+            device.kernel(unit, &format!("{}a16_{}_{rows}_g{group}", format.name, element.name()))
+        };
+        let both = |element| Ok::<_, DeviceError>([kernel(element, 8)?, kernel(element, 16)?]);
+        let kernels = [both(Element::F16)?, both(Element::Bf16)?];
+        let tiles = device.memory(bytes.len())?;
+        stream.write(&tiles, bytes)?;
+        let (row_tiles, k_tiles) = (n.div_ceil(TILE_CHANNELS), k.div_ceil(super::tiles::TILE_K));
+        Ok(DeviceWeight { format, n: *n, k: *k, gated, row_tiles, k_tiles, tiles, kernels })
+    }
+
+    /// The same weight elsewhere in the device's memory, as benches need it.
+    ///
+    /// # Errors
+    ///
+    /// If memory is short.
+    pub fn copy(&self, stream: &Stream) -> Result<DeviceWeight, DeviceError> {
+        let tiles = stream.device().memory(self.tiles.bytes())?;
+        stream.copy(&self.tiles, &tiles)?;
+        stream.synchronize()?;
+        Ok(DeviceWeight { tiles, ..self.clone() })
+    }
+
+    /// Its format.
+    pub fn format(&self) -> &'static Format {
+        self.format
+    }
+
+    /// Input channels.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Outputs of a token row: output channels, or half of them with a gate.
+    pub fn outputs(&self) -> usize {
+        if self.gated { self.n / 2 } else { self.n }
+    }
+
+    /// Bytes that it takes, which a product reads once.
+    pub fn bytes(&self) -> usize {
+        self.tiles.bytes()
+    }
+
+    /// How a product with that many token rows is dealt to a device unless it is told otherwise.
+    pub fn spread(&self, device: &Device, rows: usize) -> Spread {
+        let tile = self.tiles.bytes() / (self.row_tiles * self.k_tiles);
+        Spread::new(self.row_tiles, self.k_tiles, tile, rows, device.about().multiprocessors)
+    }
+
+    /// Puts `y = x W^T` into the stream.
+    ///
+    /// # Errors
+    ///
+    /// If memory is too small, not aligned, another device's, overlaps what it must not, or was not made for this stream; if
+    /// there are too many rows; if the driver refuses the launch.
+    pub fn product(
+        &self,
+        stream: &Stream,
+        product: &DeviceProduct<'_>,
+        workspace: &mut Workspace,
+    ) -> Result<(), DeviceError> {
+        let &DeviceProduct { x, rows, element, bias, residual, y, single, spread } = product;
+        let spread = spread.unwrap_or_else(|| self.spread(stream.device(), rows));
+        self.check(stream, product, spread, workspace)?;
+        let shared_rows = if rows <= 8 { 8 } else { 16 };
+        let kernel = &self.kernels[usize::from(element == Element::Bf16)][usize::from(rows > 8)];
+        let address = |memory: Option<&Memory>| memory.map_or(0, Memory::at);
+        let splits = spread.splits;
+        let number = |number: usize| i32::try_from(number).expect("checked");
+        let arguments = Arguments {
+            tiles: self.tiles.at(),
+            x: x.memory.at(),
+            bias: address(bias),
+            residual: address(residual),
+            y: y.memory.at(),
+            partial: workspace.partial.at(),
+            arrived: workspace.arrived.at(),
+            rows: number(rows),
+            k: number(self.k),
+            n: number(self.n),
+            x_stride: number(x.stride),
+            y_stride: number(y.stride),
+            k_tiles: number(self.k_tiles),
+            together_log: number(spread.together.ilog2() as usize),
+            splits: number(splits),
+            tiles_each: number(self.k_tiles / splits),
+            tiles_left: number(self.k_tiles % splits),
+            gated: i32::from(self.gated),
+            single: i32::from(single),
+        };
+        let grid = Grid {
+            blocks: [self.row_tiles.div_ceil(spread.together) as u32, splits as u32],
+            threads: THREADS,
+            shared: (WARPS * TILE_CHANNELS * shared_rows * 4 + 16) as u32,
+        };
+        let uses = [Some(&self.tiles), Some(x.memory), bias, residual, Some(y.memory)];
+        let mut uses: Vec<&Memory> = uses.into_iter().flatten().collect();
+        uses.extend([&workspace.partial, &workspace.arrived]);
+        // SAFETY: `Arguments` is the parameter of these kernels, field by field; `check` has seen that all memory is as large as
+        // they expect, and all of it is in `uses`.
+        #[expect(unsafe_code, reason = "kernels trust their arguments")]
+        unsafe {
+            stream.launch(kernel, grid, &arguments, &uses)
+        }
+    }
+
+    /// `Ok` if a kernel may trust the arguments.
+    fn check(
+        &self,
+        stream: &Stream,
+        product: &DeviceProduct<'_>,
+        spread: Spread,
+        workspace: &Workspace,
+    ) -> Result<(), DeviceError> {
+        let &DeviceProduct { x, rows, bias, residual, y, single, .. } = product;
+        if rows == 0 || rows > MOST_ROWS {
+            let expected = format!("1 to {MOST_ROWS}");
+            return Err(DeviceError::Shape { what: "the number of token rows", found: rows, expected });
+        }
+        if !matches!(spread.together, 1 | 2 | 4 | 8) {
+            let expected = "1, 2, 4 or 8".to_owned();
+            return Err(DeviceError::Shape { what: "rows of tiles of a block", found: spread.together, expected });
+        }
+        if spread.splits == 0 || spread.splits > self.k_tiles.min(MOST_SPLITS) {
+            let expected = format!("1 to {}", self.k_tiles.min(MOST_SPLITS));
+            return Err(DeviceError::Shape { what: "the number of parts of k", found: spread.splits, expected });
+        }
+        if workspace.stream != stream.id() {
+            return Err(DeviceError::Foreign { what: "the workspace", whose: "stream" });
+        }
+        stream.own("the weight", &self.tiles)?;
+        let outputs = self.outputs();
+        let size = if single { 4 } else { 2 };
+        stride("the stride of x", x.stride, self.k.next_multiple_of(8), 8, rows)?;
+        stride("the stride of y", y.stride, outputs, 1, rows)?;
+        let in_all = |stride: usize, last: usize, size: usize| ((rows - 1) * stride + last) * size;
+        memory(stream, "x", x.memory, in_all(x.stride, self.k.next_multiple_of(8), 2), 16)?;
+        memory(stream, "y", y.memory, in_all(y.stride, outputs, size), size)?;
+        if let Some(bias) = bias {
+            memory(stream, "the bias", bias, 2 * self.n, 2)?;
+        }
+        if let Some(residual) = residual {
+            memory(stream, "the residual", residual, in_all(y.stride, outputs, 2), 2)?;
+        }
+        let (partial, arrived) = self.workspace(spread);
+        memory(stream, "the workspace's partial sums", &workspace.partial, partial, 4)?;
+        memory(stream, "the workspace's counts", &workspace.arrived, arrived, 4)?;
+        let in_place = |residual: &Memory| !single && residual.start() == y.memory.start();
+        let others = [Some(x.memory), bias, residual.filter(|residual| !in_place(residual)), Some(&self.tiles)];
+        if others.into_iter().flatten().any(|other| other.overlaps(y.memory)) {
+            let expected = "memory that no input lies in, or that of the residual from its first byte on".to_owned();
+            return Err(DeviceError::Shape { what: "the first byte of y", found: y.memory.start(), expected });
+        }
+        Ok(())
+    }
+
+    /// Bytes of partial sums, and of counts, for any number of rows.
+    fn workspace(&self, spread: Spread) -> (usize, usize) {
+        if spread.splits == 1 {
+            return (0, 0);
+        }
+        let partial = length(&[spread.splits, self.row_tiles, TILE_CHANNELS * MOST_ROWS, 4]);
+        (partial, 4 * self.row_tiles.div_ceil(spread.together))
+    }
+}
+
+/// The most input or output channels: sizes are 32 bits in the kernels.
+const MOST_CHANNELS: usize = 1 << 24;
+
+/// The most parts of k: a grid has no more blocks in its second direction.
+const MOST_SPLITS: usize = 65535;
+
+fn stride(what: &'static str, found: usize, least: usize, multiple: usize, rows: usize) -> Result<(), DeviceError> {
+    let most = i32::MAX as usize / rows;
+    if found >= least && found <= most && found.is_multiple_of(multiple) {
+        return Ok(());
+    }
+    let every = if multiple == 1 { "a number" } else { "a multiple of 8" };
+    Err(DeviceError::Shape { what, found, expected: format!("{every} from {least} to {most}") })
+}
+
+fn memory(
+    stream: &Stream,
+    what: &'static str,
+    memory: &Memory,
+    bytes: usize,
+    alignment: usize,
+) -> Result<(), DeviceError> {
+    stream.own(what, memory)?;
+    if memory.bytes() < bytes {
+        let expected = format!("{bytes} bytes or more");
+        return Err(DeviceError::Shape { what, found: memory.bytes(), expected });
+    }
+    // What is allocated begins at a multiple of 256.
+    let start = memory.start();
+    if start.is_multiple_of(alignment) { Ok(()) } else { Err(DeviceError::Unaligned { what, start, alignment }) }
+}
+
+impl Workspace {
+    /// For the products of these weights with any number of token rows, in `spread` or as is thought best, on one stream.
+    ///
+    /// # Errors
+    ///
+    /// If memory is short.
+    pub fn new(stream: &Stream, weights: &[&DeviceWeight], spread: Option<Spread>) -> Result<Workspace, DeviceError> {
+        let device: &Arc<Device> = stream.device();
+        let sizes = weights.iter().flat_map(|weight| {
+            let spreads = (1..=MOST_ROWS).map(|rows| spread.unwrap_or_else(|| weight.spread(device, rows)));
+            spreads.map(|spread| weight.workspace(spread))
+        });
+        let (partial, arrived) = sizes.fold((0, 0), |most, size| (most.0.max(size.0), most.1.max(size.1)));
+        let workspace =
+            Workspace { stream: stream.id(), partial: device.memory(partial)?, arrived: device.memory(arrived)? };
+        // Every product leaves the counts at zero, as it found them.
+        stream.fill(&workspace.arrived, 0)?;
+        stream.synchronize()?;
+        Ok(workspace)
+    }
+
+    /// Bytes that it takes.
+    pub fn bytes(&self) -> usize {
+        self.partial.bytes() + self.arrived.bytes()
+    }
+}

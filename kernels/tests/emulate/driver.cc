@@ -1,0 +1,192 @@
+// A CUDA driver without a device: the part of the interface that `kernels/cuda/driver` uses, under the names of libcuda, with the
+// host's memory and the emulated kernels. Work waits in its stream until somebody waits for it, so that what is freed or changed
+// too early is seen by the address sanitizer. Everything it runs is EMULATED.
+//
+// The environment says what device it plays: FAKE_CUDA_VERSION (13000), FAKE_CUDA_DEVICES (1), FAKE_CUDA_CAPABILITY (90),
+// FAKE_CUDA_MEMORY (bytes), FAKE_CUDA_REFUSES (an image is refused whose first bytes are these: ELF or PTX).
+#include "few_rows.cuh"
+
+#define API extern "C" __attribute__((visibility("default"))) int
+
+namespace {
+
+enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_DEVICE = 101, NO_BINARY = 209, NOT_FOUND = 500, UNSUPPORTED = 900 };
+
+typedef std::function<void()> Work;
+
+struct Stream {
+    std::vector<Work> queue;
+    std::vector<Work>* recording = nullptr;
+};
+
+struct Module {
+    std::string image;
+};
+
+struct Event {
+    double at = 0;
+};
+
+struct Config {
+    unsigned grid[3], block[3], shared;
+    Stream* stream;
+    const struct Attribute {
+        int id;
+        char pad[4];
+        union {
+            int value;
+            char bytes[64];
+        };
+    }* attributes;
+    unsigned count;
+};
+
+std::map<u64, size_t> memory;
+std::vector<Stream*> streams;
+size_t used;
+
+long long setting(const char* name, long long otherwise) {
+    const char* value = getenv(name);
+    return value ? atoll(value) : otherwise;
+}
+
+void put(Stream* stream, Work work) { (stream->recording ? *stream->recording : stream->queue).push_back(std::move(work)); }
+
+void run(Stream* stream) {
+    std::vector<Work> queue;
+    queue.swap(stream->queue);
+    for (Work& work : queue) work();
+}
+
+// The bytes of an ELF file end behind its table of sections; PTX ends with a zero.
+size_t size_of(const char* image) {
+    if (memcmp(image, "\177ELF", 4)) return strlen(image);
+    u64 sections;
+    u16 size, count;
+    memcpy(&sections, image + 40, 8), memcpy(&size, image + 58, 2), memcpy(&count, image + 60, 2);
+    return sections + (size_t)size * count;
+}
+
+}  // namespace
+
+API cuDriverGetVersion(int* version) { return *version = (int)setting("FAKE_CUDA_VERSION", 13000), SUCCESS; }
+API cuInit(unsigned) { return setting("FAKE_CUDA_DEVICES", 1) ? SUCCESS : NO_DEVICE; }
+API cuDeviceGetCount(int* count) { return *count = (int)setting("FAKE_CUDA_DEVICES", 1), SUCCESS; }
+API cuDeviceGet(int* device, int ordinal) { return *device = ordinal, ordinal < setting("FAKE_CUDA_DEVICES", 1) ? SUCCESS : INVALID_DEVICE; }
+API cuDeviceGetName(char* name, int size, int) { return snprintf(name, size, "emulated device"), SUCCESS; }
+API cuDeviceTotalMem_v2(size_t* bytes, int) { return *bytes = (size_t)setting("FAKE_CUDA_MEMORY", 1 << 30), SUCCESS; }
+API cuDeviceGetAttribute(int* value, int attribute, int) {
+    int capability = (int)setting("FAKE_CUDA_CAPABILITY", 90);
+    switch (attribute) {
+        case 16: *value = 3; break;  // multiprocessors
+        case 38: *value = 1 << 20; break;  // bytes of the second-level cache
+        case 75: *value = capability / 10; break;
+        case 76: *value = capability % 10; break;
+        default: *value = 0;
+    }
+    return SUCCESS;
+}
+API cuDevicePrimaryCtxRetain(void** context, int device) { return *context = (void*)(uintptr_t)(device + 1), SUCCESS; }
+API cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
+static void* current_context;
+API cuCtxSetCurrent(void* context) { return current_context = context, SUCCESS; }
+API cuCtxGetCurrent(void** context) { return *context = current_context, SUCCESS; }
+API cuCtxSynchronize() {
+    for (Stream* stream : streams) run(stream);
+    return SUCCESS;
+}
+API cuGetErrorName(int code, const char** name) {
+    return *name = code == OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : code == NO_BINARY ? "CUDA_ERROR_NO_BINARY_FOR_GPU" : "an error", SUCCESS;
+}
+API cuGetErrorString(int, const char** text) { return *text = "as the emulated driver says", SUCCESS; }
+
+API cuMemGetInfo_v2(size_t* free, size_t* total) {
+    cuDeviceTotalMem_v2(total, 0);
+    return *free = *total - used, SUCCESS;
+}
+API cuMemAlloc_v2(u64* at, size_t bytes) {
+    if (bytes == 0) return INVALID_VALUE;
+    if (used + bytes > (size_t)setting("FAKE_CUDA_MEMORY", 1 << 30)) return OUT_OF_MEMORY;
+    void* allocated;
+    if (posix_memalign(&allocated, 256, bytes)) return OUT_OF_MEMORY;
+    memset(allocated, 0xff, bytes);  // NaN
+    memory[*at = (u64)allocated] = bytes;
+    used += bytes;
+    return SUCCESS;
+}
+API cuMemFree_v2(u64 at) {
+    cuCtxSynchronize();
+    auto found = memory.find(at);
+    if (found == memory.end()) return INVALID_VALUE;
+    used -= found->second;
+    free((void*)at);
+    memory.erase(found);
+    return SUCCESS;
+}
+API cuMemcpyHtoDAsync_v2(u64 to, const void* from, size_t bytes, Stream* stream) {
+    return put(stream, [=] { memcpy((void*)to, from, bytes); }), SUCCESS;
+}
+API cuMemcpyDtoHAsync_v2(void* to, u64 from, size_t bytes, Stream* stream) {
+    return put(stream, [=] { memcpy(to, (void*)from, bytes); }), SUCCESS;
+}
+API cuMemcpyDtoDAsync_v2(u64 to, u64 from, size_t bytes, Stream* stream) {
+    return put(stream, [=] { memcpy((void*)to, (void*)from, bytes); }), SUCCESS;
+}
+API cuMemsetD8Async(u64 at, unsigned char byte, size_t bytes, Stream* stream) {
+    return put(stream, [=] { memset((void*)at, byte, bytes); }), SUCCESS;
+}
+
+API cuStreamCreate(Stream** stream, unsigned) { return streams.push_back(*stream = new Stream), SUCCESS; }
+API cuStreamSynchronize(Stream* stream) { return stream->recording ? UNSUPPORTED : (run(stream), SUCCESS); }
+API cuStreamDestroy_v2(Stream* stream) {
+    streams.erase(std::find(streams.begin(), streams.end(), stream));
+    delete stream;
+    return SUCCESS;
+}
+API cuStreamBeginCapture_v2(Stream* stream, int) { return stream->recording = new std::vector<Work>, SUCCESS; }
+API cuStreamEndCapture(Stream* stream, std::vector<Work>** graph) {
+    *graph = stream->recording;
+    stream->recording = nullptr;
+    return SUCCESS;
+}
+API cuGraphInstantiateWithFlags(std::vector<Work>** exec, std::vector<Work>* graph, u64) { return *exec = new std::vector<Work>(*graph), SUCCESS; }
+API cuGraphLaunch(std::vector<Work>* exec, Stream* stream) {
+    for (const Work& work : *exec) put(stream, work);
+    return SUCCESS;
+}
+API cuGraphExecDestroy(std::vector<Work>* exec) { return delete exec, SUCCESS; }
+API cuGraphDestroy(std::vector<Work>* graph) { return delete graph, SUCCESS; }
+
+API cuEventCreate(Event** event, unsigned) { return *event = new Event, SUCCESS; }
+API cuEventRecord(Event* event, Stream* stream) {
+    return put(stream, [=] { event->at = (double)clock() / CLOCKS_PER_SEC; }), SUCCESS;
+}
+API cuEventSynchronize(Event*) { return cuCtxSynchronize(); }
+API cuEventElapsedTime_v2(float* ms, Event* from, Event* to) { return *ms = (float)(1e3 * (to->at - from->at)), SUCCESS; }
+API cuEventDestroy_v2(Event* event) { return cuCtxSynchronize(), delete event, SUCCESS; }
+
+API cuModuleLoadData(Module** module, const char* image) {
+    const char* refuses = getenv("FAKE_CUDA_REFUSES");
+    bool elf = !memcmp(image, "\177ELF", 4);
+    if (refuses && strstr(refuses, elf ? "ELF" : "PTX")) return NO_BINARY;
+    return *module = new Module{std::string(image, size_of(image))}, SUCCESS;
+}
+API cuModuleUnload(Module* module) { return delete module, SUCCESS; }
+API cuModuleGetFunction(const Entry** function, Module* module, const char* name) {
+    *function = find_kernel(name);
+    // With the zero or the bracket behind it: names begin like others.
+    std::string text(name);
+    bool there = module->image.find(text + '\0') != std::string::npos || module->image.find(text + '(') != std::string::npos;
+    return *function && there ? SUCCESS : NOT_FOUND;
+}
+API cuLaunchKernelEx(const Config* config, const Entry* entry, void** parameters, void**) {
+    Config copy = *config;
+    Small arguments = *(const Small*)parameters[0];
+    static u64 seed;
+    int needed = entry->nt == 1 ? small_shared<1>() : small_shared<2>();
+    if (copy.block[0] != 32 * WARPS || copy.block[1] != 1 || copy.grid[2] != 1 || (int)copy.shared != needed) return INVALID_VALUE;
+    put(config->stream, [=] {
+        emulated::launch(copy.grid[0], copy.grid[1], copy.block[0], copy.shared, seed++, [&] { entry->kernel(arguments); });
+    });
+    return SUCCESS;
+}

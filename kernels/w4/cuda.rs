@@ -1,0 +1,6 @@
+//! The tiles of `kernel.cu`: eight codes to a word.
+
+use crate::cuda::{TileCodes, Unit};
+
+/// See `kernel.cu`.
+pub(super) static TILES: TileCodes = TileCodes::fields::<4>(&Unit { name: "w4", source: include_str!("kernel.cu") });

@@ -1,0 +1,165 @@
+//! Times of products with few token rows: with weights that no cache holds (one after another of so many copies that the second-level
+//! cache is passed through many times), and with one that it holds.
+
+use crate::Options;
+use crate::receipt::Receipts;
+use crate::support::Random;
+use crate::support::few_rows::{Case, Shape};
+use mbqc_kernels::cuda::{
+    Device, DeviceError, DeviceProduct, DeviceRows, DeviceWeight, Graph, Memory, Spread, Stream, Workspace,
+};
+use serde_json::json;
+use std::sync::Arc;
+
+/// Bytes that all copies of a weight take together, at least.
+const ROTATED: usize = 512 << 20;
+
+/// Input by output channels of a 7B decoder's layers, and a square.
+const SIZES: [(usize, usize); 5] = [(3584, 3584), (3584, 10752), (3584, 18944), (18944, 3584), (8192, 8192)];
+
+/// Copies of a layer, with inputs and outputs for up to 16 rows.
+struct Layer {
+    weights: Vec<DeviceWeight>,
+    x: Vec<Memory>,
+    y: Vec<Memory>,
+}
+
+impl Layer {
+    fn new(stream: &Stream, shape: Shape, bytes: usize) -> Result<Layer, DeviceError> {
+        let case = Case::random(shape, &mut Random(1));
+        let first = DeviceWeight::load(stream, shape.format(), &case.stored(), false)?;
+        let copies = (bytes / first.bytes()).max(2);
+        let mut weights = vec![first];
+        while weights.len() < copies {
+            weights.push(weights[0].copy(stream)?);
+        }
+        let ones: Vec<u8> = (0..32 * shape.k).map(|i| if i % 2 == 0 { (i * 7 % 256) as u8 } else { 0x2c }).collect();
+        let (mut x, mut y) = (Vec::new(), Vec::new());
+        for _ in 0..copies {
+            let memory = stream.device().memory(ones.len())?;
+            stream.write(&memory, &ones)?;
+            x.push(memory);
+            y.push(stream.device().memory(32 * shape.n)?);
+        }
+        Ok(Layer { weights, x, y })
+    }
+
+    /// A product with each of the first `copies` weights in turn, `count` in all.
+    fn graph(
+        &self,
+        stream: &Stream,
+        rows: usize,
+        copies: usize,
+        spread: Option<Spread>,
+        count: usize,
+    ) -> Result<Graph, DeviceError> {
+        let mut workspace = Workspace::new(stream, &[&self.weights[0]], spread)?;
+        stream.record(|| {
+            for i in 0..count {
+                let (weight, at) = (&self.weights[i % copies], i % self.weights.len());
+                let product = DeviceProduct {
+                    x: DeviceRows { memory: &self.x[at], stride: weight.k() },
+                    rows,
+                    element: mbqc_kernels::cuda::Element::F16,
+                    bias: None,
+                    residual: None,
+                    y: DeviceRows { memory: &self.y[at], stride: weight.outputs() },
+                    single: false,
+                    spread,
+                };
+                weight.product(stream, &product, &mut workspace)?;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Seconds for a kernel of a graph, the median and the extremes of several launches.
+fn time(stream: &Stream, graph: &Graph, launches: usize) -> Result<[f64; 3], DeviceError> {
+    graph.launch()?;
+    stream.synchronize()?;
+    let mut times = Vec::new();
+    for _ in 0..launches {
+        let start = stream.mark()?;
+        graph.launch()?;
+        times.push(start.seconds_to(&stream.mark()?)? / graph.kernels() as f64);
+    }
+    times.sort_by(f64::total_cmp);
+    Ok([times[0], times[times.len() / 2], times[times.len() - 1]])
+}
+
+fn sizes(options: &Options) -> Vec<(usize, usize)> {
+    if options.small { vec![(256, 96)] } else { SIZES.to_vec() }
+}
+
+/// Tables of times, which go to the receipts as well.
+pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receipts) -> Result<(), DeviceError> {
+    let stream = device.stream()?;
+    println!(
+        "\nmicroseconds for a product: median (least to most); f16, groups of 128; cold: {} MB of copies",
+        ROTATED >> 20
+    );
+    println!("| format | k x n | rows | bytes | spread | cold | GB/s | warm |");
+    println!("|---|---|---|---|---|---|---|---|");
+    for bits in [3, 4, 2] {
+        for (k, n) in sizes(options) {
+            let shape = Shape { bits, k, n, rows: 1, ..Shape::PLAIN };
+            let layer = Layer::new(&stream, shape, if options.small { 0 } else { ROTATED })?;
+            let copies = layer.weights.len();
+            for rows in [1, 8, 16] {
+                let launches = if options.small { 2 } else { 50 };
+                let cold = time(&stream, &layer.graph(&stream, rows, copies, None, copies)?, launches)?;
+                let warm = time(&stream, &layer.graph(&stream, rows, 1, None, copies)?, launches)?;
+                let bytes = layer.weights[0].bytes() + 2 * rows * (k + n);
+                let Spread { together, splits } = layer.weights[0].spread(device, rows);
+                let us = |[least, median, most]: [f64; 3]| {
+                    format!("{:.2} ({:.2} to {:.2})", 1e6 * median, 1e6 * least, 1e6 * most)
+                };
+                println!(
+                    "| w{bits} | {k} x {n} | {rows} | {:.2} MB | {together} x {splits} | {} | {:.0} | {} |",
+                    bytes as f64 / 1e6,
+                    us(cold),
+                    bytes as f64 / cold[1] / 1e9,
+                    us(warm)
+                );
+                receipts.time(
+                    &format!("w{bits}"),
+                    json!({"k": k, "n": n, "rows": rows, "bytes": bytes, "together": together, "splits": splits,
+                        "cold": cold, "warm": warm}),
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Every way to deal a product to the device, the fastest first, beside the one that is chosen.
+pub(crate) fn tune(device: &Arc<Device>, options: &Options) -> Result<(), DeviceError> {
+    let stream = device.stream()?;
+    println!("\n| k x n | rows | chosen | microseconds | fastest | microseconds | next | microseconds |");
+    println!("|---|---|---|---|---|---|---|---|");
+    for (k, n) in sizes(options) {
+        let layer = Layer::new(&stream, Shape { k, n, ..Shape::PLAIN }, if options.small { 0 } else { ROTATED })?;
+        let copies = layer.weights.len();
+        for rows in [1, 8, 16] {
+            let chosen = layer.weights[0].spread(device, rows);
+            let mut times = Vec::new();
+            for together in [1, 2, 4, 8] {
+                for splits in [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 28] {
+                    let spread = Spread { together, splits };
+                    if splits <= k.div_ceil(128) {
+                        let graph = layer.graph(&stream, rows, copies, Some(spread), copies)?;
+                        times.push((time(&stream, &graph, 5)?[1], spread));
+                    }
+                }
+            }
+            let own = time(&stream, &layer.graph(&stream, rows, copies, None, copies)?, 5)?[1];
+            times.sort_by(|a, b| a.0.total_cmp(&b.0));
+            let cell = |(time, Spread { together, splits }): (f64, Spread)| {
+                format!("{together} x {splits} | {:.2}", 1e6 * time)
+            };
+            println!("| {k} x {n} | {rows} | {} | {} | {} |", cell((own, chosen)), cell(times[0]), cell(times[1]));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,289 @@
+//! Products with few token rows, against float64 from the codes.
+
+use crate::Options;
+use crate::receipt::Receipts;
+use crate::support::Random;
+use crate::support::few_rows::{Case, Shape, shapes};
+use mbqc_kernels::cuda::{
+    Device, DeviceError, DeviceProduct, DeviceRows, DeviceWeight, Element, Memory, Spread, Stream, Workspace,
+};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A case on a device.
+pub(crate) struct Placed {
+    pub(crate) weight: DeviceWeight,
+    x: Memory,
+    bias: Memory,
+    residual: Memory,
+    y: Memory,
+    workspace: Workspace,
+}
+
+/// The little-endian bytes of 16-bit numbers.
+fn bytes(numbers: &[u16]) -> Vec<u8> {
+    numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+}
+
+/// Memory with these bytes.
+fn placed(stream: &Stream, bytes: &[u8]) -> Result<Memory, DeviceError> {
+    let memory = stream.device().memory(bytes.len())?;
+    stream.write(&memory, bytes)?;
+    Ok(memory)
+}
+
+impl Placed {
+    pub(crate) fn new(stream: &Stream, case: &Case) -> Result<Placed, DeviceError> {
+        let shape = case.shape;
+        let weight = DeviceWeight::load(stream, shape.format(), &case.stored(), shape.gated)?;
+        Ok(Placed {
+            x: placed(stream, &bytes(&case.x))?,
+            bias: placed(stream, &bytes(&case.bias))?,
+            residual: placed(stream, &bytes(&case.residual))?,
+            y: stream.device().memory(shape.bytes_of_y())?,
+            workspace: Workspace::new(stream, &[&weight], Some(spread(&shape)))?,
+            weight,
+        })
+    }
+
+    /// The bytes of y.
+    pub(crate) fn run(&mut self, stream: &Stream, shape: &Shape) -> Result<Vec<u8>, DeviceError> {
+        stream.fill(&self.y, 0xff)?;
+        let product = DeviceProduct {
+            x: DeviceRows { memory: &self.x, stride: shape.x_stride() },
+            rows: shape.rows,
+            element: shape.element,
+            bias: shape.bias.then_some(&self.bias),
+            residual: shape.residual.then_some(&self.residual),
+            y: DeviceRows { memory: &self.y, stride: shape.y_stride() },
+            single: shape.single,
+            spread: Some(spread(shape)),
+        };
+        self.weight.product(stream, &product, &mut self.workspace)?;
+        let mut y = vec![0; shape.bytes_of_y()];
+        stream.read(&self.y, &mut y)?;
+        Ok(y)
+    }
+}
+
+fn spread(shape: &Shape) -> Spread {
+    Spread { together: shape.together, splits: shape.splits }
+}
+
+/// The name of the kernel that runs a shape.
+fn kernel(shape: &Shape) -> String {
+    let element = match shape.element {
+        Element::F16 => "f16",
+        Element::Bf16 => "bf16",
+    };
+    format!("w{}a16_{element}_{}_g{}", shape.bits, if shape.rows <= 8 { 8 } else { 16 }, shape.group.min(128))
+}
+
+/// The outputs of a case; what is wrong with them goes to `faults`.
+fn judged(
+    stream: &Stream,
+    case: &Case,
+    runs: usize,
+    receipts: &mut Receipts,
+    faults: &mut Vec<String>,
+) -> Result<Vec<f32>, DeviceError> {
+    let shape = case.shape;
+    let mut placed = Placed::new(stream, case)?;
+    let first = placed.run(stream, &shape)?;
+    for run in 1..runs {
+        if placed.run(stream, &shape)? != first {
+            faults.push(format!("{shape:?}: run {run} gives other bits than the first"));
+            break;
+        }
+    }
+    let y = match case.outputs(&first) {
+        Ok(y) => y,
+        Err(error) => {
+            faults.push(format!("{shape:?}: {error}"));
+            return Ok(Vec::new());
+        }
+    };
+    // Long sums in f64 take their time; an odd step meets every place of a fragment.
+    let every = ((shape.k * y.len()) >> 25 | 1).min(y.len());
+    let (error, most) = (case.relative_error(&y, every), shape.most_error());
+    // Not a number is no small error.
+    if !matches!(error.partial_cmp(&most), Some(std::cmp::Ordering::Less | std::cmp::Ordering::Equal)) {
+        faults.push(format!("{shape:?}: relative error {error:e}, at most {most:e}"));
+    }
+    receipts.checked(&format!("w{}", shape.bits), &kernel(&shape), shape.single, error, runs);
+    Ok(y)
+}
+
+/// The number of faults.
+pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receipts) -> Result<usize, DeviceError> {
+    let stream = device.stream()?;
+    let mut faults = Vec::new();
+    let mut random = Random(5);
+    let mut cases: BTreeMap<u32, usize> = BTreeMap::new();
+    let large = large_shapes();
+    let all = shapes().into_iter().chain(if options.small { Vec::new() } else { large });
+    for shape in all {
+        *cases.entry(shape.bits).or_default() += 1;
+        judged(&stream, &Case::random(shape, &mut random), options.runs, receipts, &mut faults)?;
+    }
+    for (bits, count) in cases {
+        println!("w{bits}: {count} shapes, {} runs each", options.runs);
+    }
+    rows_do_not_meet(&stream, receipts, &mut faults)?;
+    every_weight(&stream, &mut faults)?;
+    recorded(&stream, &mut faults)?;
+    for fault in &faults {
+        println!("WRONG: {fault}");
+        receipts.fault(fault);
+    }
+    Ok(faults.len())
+}
+
+/// Layers of models, for devices that do not take minutes for one.
+fn large_shapes() -> Vec<Shape> {
+    let sizes =
+        [(3584, 3584), (3584, 10752), (3584, 18944), (18944, 3584), (8192, 8192), (4304, 1152), (3584, 152_064)];
+    let shape = |(k, n), rows| Shape { k, n, rows, single: false, ..Shape::PLAIN };
+    let mut shapes: Vec<Shape> = sizes.into_iter().flat_map(|size| [1, 8, 16].map(|rows| shape(size, rows))).collect();
+    for (together, splits) in [(2, 2), (4, 4), (8, 7)] {
+        shapes.push(Shape { together, splits, ..shape((8192, 8192), 16) });
+        shapes.push(Shape { together, splits, gated: true, bias: true, ..shape((3584, 37888), 1) });
+    }
+    for rows in 1..=16 {
+        shapes.push(Shape { splits: 3, ..shape((4304, 1152), rows) });
+        shapes.push(Shape { bits: 4, element: Element::Bf16, ..shape((3584, 3584), rows) });
+    }
+    shapes
+}
+
+/// A token row is the same bits alone and among others, whatever the others are.
+fn rows_do_not_meet(stream: &Stream, receipts: &mut Receipts, faults: &mut Vec<String>) -> Result<(), DeviceError> {
+    let n = 48;
+    let plain = Shape { n, k: 900, splits: 2, ..Shape::PLAIN };
+    let number = |row: usize, i: usize| ((row * 7 + i * 13) % 101) as f32 / 101.0 - 0.5;
+    for rows in [8, 16] {
+        let together = judged(stream, &Case::new(Shape { rows, ..plain }, number), 2, receipts, faults)?;
+        for row in 0..rows {
+            let alone = Case::new(plain, |_, i| number(row, i));
+            let alone = judged(stream, &alone, 2, receipts, faults)?;
+            if together.get(row * n..(row + 1) * n) != Some(&alone[..]) {
+                faults.push(format!("row {row} of {rows} is not what it is alone"));
+            }
+        }
+    }
+    let shape = Shape { rows: 9, ..plain };
+    let bad = |row: usize, i: usize| match (row, i) {
+        (2, 17) => f32::INFINITY,
+        (5, 899) => f32::NAN,
+        (7, 3) => 65504.0,
+        _ => number(row, i),
+    };
+    let run = |x: &dyn Fn(usize, usize) -> f32| -> Result<Vec<f32>, DeviceError> {
+        let case = Case::new(shape, x);
+        let y = Placed::new(stream, &case)?.run(stream, &shape)?;
+        Ok(case.outputs(&y).unwrap_or_default())
+    };
+    let (good, bad) = (run(&number)?, run(&bad)?);
+    for (row, (good, bad)) in good.chunks(n).zip(bad.chunks(n)).enumerate() {
+        let right = match row {
+            2 | 5 => bad.iter().all(|y| !y.is_finite()),
+            7 => bad.iter().all(|y| y.is_finite()),
+            _ => good == bad,
+        };
+        if !right {
+            faults.push(format!("rows with numbers that are not finite: row {row} is wrong"));
+        }
+    }
+    Ok(())
+}
+
+/// Every weight by itself: sixteen token rows at a time, each of which sees one input channel.
+fn every_weight(stream: &Stream, faults: &mut Vec<String>) -> Result<(), DeviceError> {
+    let shape = Shape { n: 32, k: 256, rows: 16, ..Shape::PLAIN };
+    for (bits, group) in [(2, 128), (3, 32), (3, 128), (4, 128)] {
+        let shape = Shape { bits, group, ..shape };
+        for first in (0..256).step_by(16) {
+            let case = Case::new(shape, |row, i| if i == first + row { 1.0 } else { 0.0 });
+            let y = Placed::new(stream, &case)?.run(stream, &shape)?;
+            let y = case.outputs(&y).unwrap_or_default();
+            for (i, &y) in y.iter().enumerate() {
+                let (row, channel) = (i / 32, i % 32);
+                let wanted = case.exact(row, channel);
+                if (f64::from(y) - wanted).abs() > 1e-6 * wanted.abs() {
+                    faults.push(format!("{shape:?}: weight {} of {channel} is {y}, not {wanted}", first + row));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A chain of products in a graph, launched again and again, in place of the same chain in a stream: every product reads what the
+/// one before wrote, so that none may begin too early.
+fn recorded(stream: &Stream, faults: &mut Vec<String>) -> Result<(), DeviceError> {
+    let k = 512;
+    let shape = Shape { k, n: k, rows: 3, splits: 2, together: 2, single: false, ..Shape::PLAIN };
+    let mut random = Random(9);
+    let case = Case::new(shape, |_, _| 1e-3 * random.signed());
+    let weight = DeviceWeight::load(stream, shape.format(), &case.stored(), false)?;
+    let mut workspace = Workspace::new(stream, &[&weight], Some(spread(&shape)))?;
+    let bytes = 2 * shape.rows * k;
+    let buffers = [stream.device().memory(bytes)?, stream.device().memory(bytes)?];
+    let start: Vec<u8> = (0..shape.rows * k).flat_map(|i| [(i * 37 % 251) as u8, 0x10]).collect();
+    let chain = |stream: &Stream, workspace: &mut Workspace| -> Result<(), DeviceError> {
+        for i in 0..4 {
+            let product = DeviceProduct {
+                x: DeviceRows { memory: &buffers[i % 2], stride: k },
+                rows: shape.rows,
+                element: shape.element,
+                bias: None,
+                residual: None,
+                y: DeviceRows { memory: &buffers[(i + 1) % 2], stride: k },
+                single: false,
+                spread: Some(spread(&shape)),
+            };
+            weight.product(stream, &product, workspace)?;
+        }
+        Ok(())
+    };
+    let result = |again: &mut dyn FnMut() -> Result<(), DeviceError>| -> Result<Vec<u8>, DeviceError> {
+        stream.write(&buffers[0], &start)?;
+        again()?;
+        let mut out = vec![0; bytes];
+        stream.read(&buffers[0], &mut out)?;
+        Ok(out)
+    };
+    let mut alone = device_stream_without_overlap(stream)?;
+    let own = {
+        let mut workspace = Workspace::new(&alone, &[&weight], Some(spread(&shape)))?;
+        stream.write(&buffers[0], &start)?;
+        alone.set_overlap(false);
+        for _ in 0..3 {
+            chain(&alone, &mut workspace)?;
+        }
+        let mut out = vec![0; bytes];
+        alone.read(&buffers[0], &mut out)?;
+        out
+    };
+    let graph = stream.record(|| chain(stream, &mut workspace))?;
+    if graph.kernels() != 4 {
+        faults.push(format!("a graph of 4 products has {} kernels", graph.kernels()));
+    }
+    let replayed = result(&mut || (0..3).try_for_each(|_| graph.launch()))?;
+    let streamed = result(&mut || (0..3).try_for_each(|_| chain(stream, &mut workspace)))?;
+    if own.iter().all(|&byte| byte == 0) {
+        faults.push("a chain of products makes zeros of everything".to_owned());
+    }
+    for (name, found) in [("in a graph", replayed), ("one after the other", streamed)] {
+        if found != own {
+            faults.push(format!("a chain of products {name} differs from one where each waits for the one before"));
+        }
+    }
+    Ok(())
+}
+
+fn device_stream_without_overlap(stream: &Stream) -> Result<Stream, DeviceError> {
+    let mut alone = stream.device().stream()?;
+    alone.set_overlap(false);
+    Ok(alone)
+}

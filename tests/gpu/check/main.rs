@@ -1,0 +1,109 @@
+//! The CUDA kernels on a device, against float64: what `tests/gpu/run.sh` starts on a machine with a GPU, and what CI starts on a
+//! driver that emulates one (`kernels/tests/emulated.rs`), where nothing it says is about a GPU.
+//!
+//! ```text
+//! gpu_check [--device N] [--only check|bench|tune] [--runs N] [--small] [--out FOLDER]
+//! ```
+//!
+//! Prints a line per group of cases and tables of times, writes receipts (`<unit>.json`) to the folder as soon as a unit is done, and
+//! ends with status 1 if anything was wrong. `--small` leaves out what takes long: for compute-sanitizer, and for the emulation.
+
+#![allow(clippy::print_stdout, reason = "a program that prints")]
+
+mod bench;
+mod check;
+mod misuse;
+mod receipt;
+#[path = "../../../kernels/tests/support/mod.rs"]
+mod support;
+
+use mbqc_kernels::cuda::{Device, DeviceError};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// What to do.
+#[derive(Clone, Debug)]
+struct Options {
+    device: usize,
+    only: Option<String>,
+    /// How often each case is run; all runs have to give the same bits.
+    runs: usize,
+    small: bool,
+    out: Option<PathBuf>,
+}
+
+fn options() -> Result<Options, String> {
+    let mut options = Options { device: 0, only: None, runs: 100, small: false, out: None };
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        let mut next = || words.next().ok_or(format!("{word}: what?"));
+        let number = |text: String| text.parse::<usize>().map_err(|_| format!("{text} is no number"));
+        match word.as_str() {
+            "--device" => options.device = number(next()?)?,
+            "--runs" => options.runs = number(next()?)?.max(2),
+            "--out" => options.out = Some(next()?.into()),
+            "--small" => options.small = true,
+            "--only" => {
+                let part = next()?;
+                if !["check", "bench", "tune"].contains(&part.as_str()) {
+                    return Err(format!("--only {part}: there are check, bench and tune"));
+                }
+                options.only = Some(part);
+            }
+            _ => return Err(format!("{word} is no option; see the head of tests/gpu/check/main.rs")),
+        }
+    }
+    Ok(options)
+}
+
+impl Options {
+    fn does(&self, part: &str) -> bool {
+        match &self.only {
+            Some(only) => only == part,
+            // Trying out takes long, and answers another question.
+            None => part != "tune",
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    match options().and_then(|options| work(&options)) {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(faults) => {
+            println!("{faults} faults");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            println!("error: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// The number of faults.
+fn work(options: &Options) -> Result<usize, String> {
+    let text = |error: DeviceError| error.to_string();
+    let begin = Instant::now();
+    let device = Device::open(options.device).map_err(text)?;
+    println!("{:?}", device.about());
+    let mut receipts = receipt::Receipts::new(&device, options.out.clone());
+    let mut faults = 0;
+    if options.does("check") {
+        faults += check::all(&device, options, &mut receipts).map_err(text)?;
+        faults += misuse::all(&device).map_err(text)?;
+    }
+    receipts.write()?;
+    if options.does("bench") {
+        bench::all(&device, options, &mut receipts).map_err(text)?;
+        receipts.write()?;
+    }
+    if options.does("tune") {
+        bench::tune(&device, options).map_err(text)?;
+    }
+    for loaded in device.loaded() {
+        println!("{}: {}", loaded.unit, loaded.from);
+    }
+    println!("{:.0} s", begin.elapsed().as_secs_f64());
+    Ok(faults)
+}

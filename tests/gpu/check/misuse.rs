@@ -1,0 +1,81 @@
+//! What must be refused, with an error that says why.
+
+use crate::support::Random;
+use crate::support::few_rows::{Case, Shape};
+use mbqc_kernels::cuda::{Device, DeviceError, DeviceProduct, DeviceRows, DeviceWeight, Element, Spread, Workspace};
+use std::sync::Arc;
+
+/// The number of faults.
+pub(crate) fn all(device: &Arc<Device>) -> Result<usize, DeviceError> {
+    let stream = device.stream()?;
+    let shape = Shape { k: 300, n: 64, rows: 2, ..Shape::PLAIN };
+    let case = Case::random(shape, &mut Random(3));
+    let weight = DeviceWeight::load(&stream, shape.format(), &case.stored(), false)?;
+    let spread = Spread { together: 1, splits: 2 };
+    let mut workspace = Workspace::new(&stream, &[&weight], Some(spread))?;
+    let mut none = Workspace::new(&stream, &[], None)?;
+    let memory = device.memory(4096)?;
+    let [x, y, bias] = [memory.part(0..1216)?, memory.part(1280..1536)?, memory.part(2048..2176)?];
+    let good = DeviceProduct {
+        x: DeviceRows { memory: &x, stride: 304 },
+        rows: 2,
+        element: Element::F16,
+        bias: Some(&bias),
+        residual: None,
+        y: DeviceRows { memory: &y, stride: 64 },
+        single: false,
+        spread: Some(spread),
+    };
+    let mut faults = Vec::new();
+    let mut expect = |what: &str, result: Result<(), DeviceError>, words: &str| match result {
+        Err(error) if error.to_string().contains(words) => {}
+        Err(error) => faults.push(format!("{what} is refused with `{error}`, which does not say `{words}`")),
+        Ok(()) => faults.push(format!("{what} is taken")),
+    };
+    let part = |range| memory.part(range);
+    weight.product(&stream, &good, &mut workspace)?;
+    let mut refused = |what: &str, product: &DeviceProduct<'_>, words: &str| {
+        expect(what, weight.product(&stream, product, &mut workspace), words);
+    };
+    refused("no row", &DeviceProduct { rows: 0, ..good }, "token rows is 0");
+    refused("17 rows", &DeviceProduct { rows: 17, ..good }, "expected 1 to 16");
+    let short = part(0..1200)?;
+    let rows = |memory, stride| DeviceRows { memory, stride };
+    refused("a short x", &DeviceProduct { x: rows(&short, 304), ..good }, "x is 1200, expected 1216 bytes");
+    let odd = part(8..1224)?;
+    refused("an x at 8 bytes", &DeviceProduct { x: rows(&odd, 304), ..good }, "no multiple of 16");
+    refused("rows of x that overlap", &DeviceProduct { x: rows(&x, 296), ..good }, "the stride of x is 296");
+    refused("an odd stride of x", &DeviceProduct { x: rows(&x, 305), ..good }, "the stride of x is 305");
+    refused("a y without room", &DeviceProduct { single: true, ..good }, "y is 256, expected 512");
+    refused("rows of y that overlap", &DeviceProduct { y: rows(&y, 63), ..good }, "the stride of y is 63");
+    refused("a y within x", &DeviceProduct { y: rows(&x, 64), ..good }, "the first byte of y");
+    let shifted = part(1282..1538)?;
+    refused("a residual across y", &DeviceProduct { residual: Some(&shifted), ..good }, "the first byte of y");
+    refused("a short bias", &DeviceProduct { bias: Some(&part(0..126)?), ..good }, "the bias is 126");
+    let bad = Spread { together: 3, splits: 1 };
+    refused("three rows of tiles", &DeviceProduct { spread: Some(bad), ..good }, "rows of tiles");
+    let bad = Spread { together: 1, splits: 4 };
+    refused("more parts than tiles", &DeviceProduct { spread: Some(bad), ..good }, "parts of k is 4");
+    expect("a workspace of nothing", weight.product(&stream, &good, &mut none), "partial sums is 0");
+    let other = device.stream()?;
+    expect("another stream's workspace", weight.product(&other, &good, &mut none), "belongs to another stream");
+    expect("a part beyond the end", memory.part(4000..5000).map(drop), "up to 4096");
+    expect("a copy of another length", stream.write(&memory, &[0; 5]), "5 bytes, as many as are copied");
+    let group = Shape { group: 16, ..shape };
+    let case = Case::random(group, &mut Random(3));
+    let loaded = DeviceWeight::load(&stream, group.format(), &case.stored(), false);
+    expect("groups of 16", loaded.map(drop), "group size 16");
+    let inside = stream.record(|| stream.write(&memory, &[0; 4096]));
+    expect("a copy in a recording", inside.map(drop), "cannot be recorded");
+    let full = device.memory(usize::MAX >> 8);
+    expect("more memory than there is", full.map(drop), "has no room for");
+    let none = Device::open(99).map(drop);
+    expect("device 99", none, "there is no CUDA device 99");
+    // All of that left the stream as it was.
+    weight.product(&stream, &good, &mut workspace)?;
+    stream.synchronize()?;
+    for fault in &faults {
+        println!("WRONG: {fault}");
+    }
+    Ok(faults.len())
+}

@@ -1,0 +1,91 @@
+//! Receipts: what a device did with the kernels of a unit, valid for the sources with this hash alone.
+
+use mbqc_kernels::cuda::{Device, source_hash};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// What the cases of a kernel came to.
+#[derive(Default)]
+struct Checked {
+    cases: usize,
+    runs: usize,
+    /// Of outputs in f32, and of those in 16 bits.
+    errors: [f64; 2],
+}
+
+#[derive(Default)]
+struct Unit {
+    kernels: BTreeMap<String, Checked>,
+    times: Vec<Value>,
+}
+
+pub(crate) struct Receipts {
+    device: Arc<Device>,
+    out: Option<PathBuf>,
+    units: BTreeMap<String, Unit>,
+    faults: Vec<String>,
+}
+
+impl Receipts {
+    pub(crate) fn new(device: &Arc<Device>, out: Option<PathBuf>) -> Receipts {
+        Receipts { device: device.clone(), out, units: BTreeMap::new(), faults: Vec::new() }
+    }
+
+    /// A case was run that often, with this error.
+    pub(crate) fn checked(&mut self, unit: &str, kernel: &str, single: bool, error: f64, runs: usize) {
+        let unit = self.units.entry(unit.to_owned()).or_default();
+        let checked = unit.kernels.entry(kernel.to_owned()).or_default();
+        checked.cases += 1;
+        checked.runs += runs;
+        let worst = &mut checked.errors[usize::from(!single)];
+        *worst = worst.max(error);
+    }
+
+    /// Something is wrong, which no receipt of this run is without.
+    pub(crate) fn fault(&mut self, fault: &str) {
+        self.faults.push(fault.to_owned());
+    }
+
+    /// A row of a table of times.
+    pub(crate) fn time(&mut self, unit: &str, row: Value) {
+        self.units.entry(unit.to_owned()).or_default().times.push(row);
+    }
+
+    /// Writes what there is so far.
+    pub(crate) fn write(&self) -> Result<(), String> {
+        let Some(folder) = &self.out else { return Ok(()) };
+        let about = self.device.about();
+        std::fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+        let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs());
+        for (name, unit) in &self.units {
+            let loaded = self.device.loaded();
+            let image = loaded.iter().find(|loaded| loaded.unit == name).map(|loaded| loaded.from.clone());
+            let kernels: Map<String, Value> = unit
+                .kernels
+                .iter()
+                .map(|(name, checked)| {
+                    let Checked { cases, runs, errors: [single, half] } = checked;
+                    (name.clone(), json!({"cases": cases, "runs": runs, "error_f32": single, "error_16": half}))
+                })
+                .collect();
+            let receipt = json!({
+                "unit": name,
+                "sources": source_hash(name)?,
+                "device": about.name,
+                "capability": format!("{}.{}", about.capability.0, about.capability.1),
+                "driver": format!("{}.{}", about.driver.0, about.driver.1),
+                "image": image,
+                "unix_time": seconds,
+                "faults": self.faults,
+                "kernels": kernels,
+                "times": unit.times,
+            });
+            let path = folder.join(format!("{name}.json"));
+            std::fs::write(&path, format!("{receipt:#}\n")).map_err(|error| format!("{}: {error}", path.display()))?;
+        }
+        Ok(())
+    }
+}
