@@ -24,7 +24,7 @@
 //! ```
 //!
 //! Nothing of this has run on a device yet: kernels compile for every architecture, and kernels and this interface are tested on
-//! the host, emulated (`tests/emulated.rs`, `tests/device.rs`).
+//! the host, emulated (`tests/emulated.rs`).
 
 mod driver;
 mod error;

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::commands::DeviceChoice;
+
 /// A compiler for exported vision-language models: modality-balanced low-bit weights, ONNX in and out.
 ///
 /// `mbqc MODEL -o OUT` quantizes the linear layers of a model to 3 bits in groups of 128. With calibration data (--calib)
@@ -339,6 +341,9 @@ pub enum Command {
         /// Make every so-many-th activation 50 times as large; 0: none. Products of 16 bits then work longer.
         #[arg(long, value_name = "DISTANCE", default_value_t = 0)]
         outliers: usize,
+        /// What multiplies: cpu, cuda, or cuda:N for a device of that number (see `mbqc devices`).
+        #[arg(long, default_value = "cpu")]
+        device: DeviceChoice,
         /// Common options.
         #[command(flatten)]
         common: Common,
@@ -350,6 +355,12 @@ pub enum Command {
         /// Where the result goes.
         #[arg(short, long)]
         output: PathBuf,
+        /// Common options.
+        #[command(flatten)]
+        common: Common,
+    },
+    /// CUDA devices: what there is, and in which form kernels are loaded on them.
+    Devices {
         /// Common options.
         #[command(flatten)]
         common: Common,

@@ -70,6 +70,9 @@ pub enum Error {
         /// What is wrong, and the way out.
         reason: String,
     },
+    /// A CUDA device, or the lack of one.
+    #[error(transparent)]
+    Device(#[from] mbqc_kernels::cuda::DeviceError),
     /// A combination of options that makes no sense.
     #[error("{0}")]
     Usage(String),

@@ -79,10 +79,11 @@ fn run(cli: Cli) -> Result<(), Error> {
         Some(Command::Run { model, inputs, outputs, repeat, common }) => {
             commands::run(&model, &inputs, &outputs, repeat, &common)
         }
-        Some(Command::Bench { model, rows, seconds, outliers, common }) => {
-            commands::bench(&commands::BenchRequest { model, rows, seconds, outliers }, &common)
+        Some(Command::Bench { model, rows, seconds, outliers, device, common }) => {
+            commands::bench(&commands::BenchRequest { model, rows, seconds, outliers, device }, &common)
         }
         Some(Command::Bake { model, output, common }) => commands::bake(&model, &output, &common),
+        Some(Command::Devices { common }) => commands::devices(&common),
         Some(Command::List { what }) => commands::list(what),
         Some(Command::Explain { name }) => commands::explain(&name),
     }

@@ -37,6 +37,7 @@ const BORDERS: &[(&str, &str, &str)] = &[
     ("passes/", concat!("mbqc_", "models"), "passes know no model families"),
     ("models/", concat!("mbqc_", "passes"), "families know no graph"),
     ("src/", concat!("pro", "st::"), "only src/onnx knows protobuf"),
+    ("src/", concat!("cuda", "rc"), "only kernels/cuda/driver knows the driver"),
 ];
 
 /// What no text of this repository names: hosts of package registries, and paths of somebody's machine.

@@ -4,9 +4,10 @@ mod support;
 
 use half::f16;
 use mbqc_kernels::affine::Codes;
+use mbqc_kernels::cuda::Tiles;
 use mbqc_kernels::dense::convert::{FloatType, from_f32};
 use mbqc_kernels::{
-    Accuracy, Epilogue, FORMATS, Format, GROUPS, Kernel, Packed, Pool, Product, Scales, Scheme, Shapes, Stored,
+    Accuracy, Epilogue, Error, FORMATS, Format, GROUPS, Kernel, Packed, Pool, Product, Scales, Scheme, Shapes, Stored,
     thirds_to_nibbles,
 };
 use proptest::prelude::*;
@@ -176,4 +177,22 @@ fn a_format_is_found_by_the_op_that_carries_it() {
         assert_eq!((schema.slot("A"), schema.slot("zero_points"), schema.slot("axes")), (Some(0), zeros, None));
     }
     assert!(Format::carried_by("com.microsoft", "MatMulNBits", 3).is_none());
+}
+
+#[test]
+fn weights_without_a_cuda_kernel_are_refused() {
+    let tiles = |name: &str, n: usize, group: usize, gated: bool| {
+        let format = FORMATS.iter().copied().find(|format| format.name == name).expect("a format of the list");
+        let packed = (format.pack)(&codes_of(format, n, 256, group, 1));
+        let scales: Vec<f32> = vec![1.0; n * 256 / group];
+        let zero_points = Some(&packed.zero_points[..]).filter(|zeros| !zeros.is_empty());
+        let stored = Stored { n, k: 256, group, b: &packed.b, scales: Scales::F32(&scales), zero_points };
+        Tiles::new(format, &stored, gated)
+    };
+    assert!(tiles("w3", 32, 128, true).is_ok());
+    assert!(matches!(tiles("w3", 32, 16, false), Err(Error::Group { group: 16 })));
+    assert!(matches!(tiles("w3", 33, 128, true), Err(Error::Length { .. })));
+    for name in ["w8", "w8a8", "w4a8"] {
+        assert!(matches!(tiles(name, 32, 128, false), Err(Error::Device { format }) if format == name));
+    }
 }

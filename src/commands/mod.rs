@@ -3,6 +3,7 @@
 mod apply;
 mod bake;
 mod bench;
+mod devices;
 mod inspect;
 pub mod list;
 mod run;
@@ -10,7 +11,8 @@ mod verify;
 
 pub use apply::apply;
 pub use bake::bake;
-pub use bench::{BenchRequest, bench};
+pub use bench::{BenchRequest, DeviceChoice, bench};
+pub use devices::devices;
 pub use inspect::{InspectRequest, inspect};
 pub use list::{explain, list};
 pub use run::run;

@@ -1,4 +1,6 @@
-//! Other engines that run emitted graphs with our kernels. Each is a feature of the crate; none is on by default.
+//! What executes emitted graphs, or a layer of one, beside the evaluator: other engines, each a feature of the crate and none on by
+//! default, and devices.
 
+pub mod layers;
 #[cfg(feature = "tract")]
 pub mod tract;

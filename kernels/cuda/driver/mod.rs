@@ -205,19 +205,37 @@ impl Device {
         loaded
     }
 
+    /// Loads a unit, unless it is loaded; the form that the driver took.
+    ///
+    /// # Errors
+    ///
+    /// If it takes none.
+    pub fn load(&self, unit: &'static Unit) -> Result<String, DeviceError> {
+        self.with(unit, |module| Ok(module.from.clone()))
+    }
+
     /// A kernel, loaded with the others of its unit if it is the first.
     pub(super) fn kernel(&self, unit: &'static Unit, name: &str) -> Result<Kernel, DeviceError> {
+        self.with(unit, |Module { module, waits, .. }| {
+            let function = module.load_function(name).map_err(refused(format!("find the kernel {name}")))?;
+            Ok(Kernel { function, waits: *waits })
+        })
+    }
+
+    fn with<A>(
+        &self,
+        unit: &'static Unit,
+        f: impl FnOnce(&Module) -> Result<A, DeviceError>,
+    ) -> Result<A, DeviceError> {
         let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
         if !modules.contains_key(unit.name) {
-            modules.insert(unit.name, self.load(unit)?);
+            modules.insert(unit.name, self.first_form(unit)?);
         }
-        let Module { module, waits, .. } = &modules[unit.name];
-        let function = module.load_function(name).map_err(refused(format!("find the kernel {name}")))?;
-        Ok(Kernel { function, waits: *waits })
+        f(&modules[unit.name])
     }
 
     /// The first form of a unit that the driver takes.
-    fn load(&self, unit: &'static Unit) -> Result<Module, DeviceError> {
+    fn first_form(&self, unit: &'static Unit) -> Result<Module, DeviceError> {
         self.bind()?;
         let mut tried = Vec::new();
         for form in images::forms(self.about.capability) {

@@ -2,8 +2,6 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
 
-pub mod few_rows;
-
 use half::f16;
 use mbqc_kernels::affine::Codes;
 use mbqc_kernels::{Format, Scheme};

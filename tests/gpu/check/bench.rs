@@ -2,9 +2,9 @@
 //! cache is passed through many times), and with one that it holds.
 
 use crate::Options;
+use crate::few_rows::{Case, Shape};
 use crate::receipt::Receipts;
 use crate::support::Random;
-use crate::support::few_rows::{Case, Shape};
 use mbqc_kernels::cuda::{
     Device, DeviceError, DeviceProduct, DeviceRows, DeviceWeight, Graph, Memory, Spread, Stream, Workspace,
 };

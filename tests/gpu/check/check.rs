@@ -1,9 +1,9 @@
 //! Products with few token rows, against float64 from the codes.
 
 use crate::Options;
+use crate::few_rows::{Case, Shape, shapes};
 use crate::receipt::Receipts;
 use crate::support::Random;
-use crate::support::few_rows::{Case, Shape, shapes};
 use mbqc_kernels::cuda::{
     Device, DeviceError, DeviceProduct, DeviceRows, DeviceWeight, Element, Memory, Spread, Stream, Workspace,
 };

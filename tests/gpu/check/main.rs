@@ -1,5 +1,5 @@
 //! The CUDA kernels on a device, against float64: what `tests/gpu/run.sh` starts on a machine with a GPU, and what CI starts on a
-//! driver that emulates one (`kernels/tests/emulated.rs`), where nothing it says is about a GPU.
+//! driver that emulates one (`tests/emulated.rs`), where nothing it says is about a GPU.
 //!
 //! ```text
 //! gpu_check [--device N] [--only check|bench|tune] [--runs N] [--small] [--out FOLDER]
@@ -12,6 +12,7 @@
 
 mod bench;
 mod check;
+mod few_rows;
 mod misuse;
 mod receipt;
 #[path = "../../../kernels/tests/support/mod.rs"]

@@ -1,7 +1,7 @@
 //! What must be refused, with an error that says why.
 
+use crate::few_rows::{Case, Shape};
 use crate::support::Random;
-use crate::support::few_rows::{Case, Shape};
 use mbqc_kernels::cuda::{Device, DeviceError, DeviceProduct, DeviceRows, DeviceWeight, Element, Spread, Workspace};
 use std::sync::Arc;
 

@@ -1,17 +1,17 @@
 //! Cases for the CUDA kernels for few token rows, with their answers in f64: for the host, where kernels are emulated, and for
 //! devices.
 
-use super::{Random, codes};
+use crate::support::{Random, codes};
 use half::{bf16, f16};
 use mbqc_kernels::affine::Codes;
 use mbqc_kernels::cuda::Element;
 use mbqc_kernels::{FORMATS, Format, Packed, Stored};
 
 /// Outputs have room behind each row that nobody may touch.
-pub const GAP: usize = 3;
+pub(crate) const GAP: usize = 3;
 
 /// The 16 bits of a number.
-pub fn bits(element: Element, value: f32) -> u16 {
+pub(crate) fn bits(element: Element, value: f32) -> u16 {
     match element {
         Element::F16 => f16::from_f32(value).to_bits(),
         Element::Bf16 => bf16::from_f32(value).to_bits(),
@@ -19,7 +19,7 @@ pub fn bits(element: Element, value: f32) -> u16 {
 }
 
 /// The number of 16 bits.
-pub fn value(element: Element, bits: u16) -> f32 {
+pub(crate) fn value(element: Element, bits: u16) -> f32 {
     match element {
         Element::F16 => f16::from_bits(bits).to_f32(),
         Element::Bf16 => bf16::from_bits(bits).to_f32(),
@@ -28,24 +28,24 @@ pub fn value(element: Element, bits: u16) -> f32 {
 
 /// What is multiplied, and how.
 #[derive(Clone, Copy, Debug)]
-pub struct Shape {
-    pub bits: u32,
-    pub element: Element,
-    pub n: usize,
-    pub k: usize,
-    pub group: usize,
-    pub rows: usize,
-    pub together: usize,
-    pub splits: usize,
-    pub gated: bool,
-    pub bias: bool,
-    pub residual: bool,
-    pub single: bool,
+pub(crate) struct Shape {
+    pub(crate) bits: u32,
+    pub(crate) element: Element,
+    pub(crate) n: usize,
+    pub(crate) k: usize,
+    pub(crate) group: usize,
+    pub(crate) rows: usize,
+    pub(crate) together: usize,
+    pub(crate) splits: usize,
+    pub(crate) gated: bool,
+    pub(crate) bias: bool,
+    pub(crate) residual: bool,
+    pub(crate) single: bool,
 }
 
 impl Shape {
     /// One row of one format, nothing added to it, f32 out.
-    pub const PLAIN: Shape = Shape {
+    pub(crate) const PLAIN: Shape = Shape {
         bits: 3,
         element: Element::F16,
         n: 32,
@@ -61,33 +61,33 @@ impl Shape {
     };
 
     /// Outputs of a token row.
-    pub fn outputs(&self) -> usize {
+    pub(crate) fn outputs(&self) -> usize {
         if self.gated { self.n / 2 } else { self.n }
     }
 
     /// From one row of x to the next: at multiples of 16 bytes, with room between them.
-    pub fn x_stride(&self) -> usize {
+    pub(crate) fn x_stride(&self) -> usize {
         self.k.next_multiple_of(8) + 8
     }
 
     /// From one row of y to the next.
-    pub fn y_stride(&self) -> usize {
+    pub(crate) fn y_stride(&self) -> usize {
         self.outputs() + GAP
     }
 
-    pub fn format(&self) -> &'static Format {
+    pub(crate) fn format(&self) -> &'static Format {
         let name = format!("w{}", self.bits);
         FORMATS.iter().copied().find(|format| format.name == name).expect("a format of the list")
     }
 
     /// Bytes of y.
-    pub fn bytes_of_y(&self) -> usize {
+    pub(crate) fn bytes_of_y(&self) -> usize {
         self.rows * self.y_stride() * if self.single { 4 } else { 2 }
     }
 
     /// The most that outputs may be wrong, root mean squares: rounding to 16 bits costs half a unit in the last place at most,
     /// and 3/5 of that over many outputs of one size; a gate's differ much in size.
-    pub fn most_error(&self) -> f64 {
+    pub(crate) fn most_error(&self) -> f64 {
         let unit = match self.element {
             Element::F16 => 1.0 / 1024.0,
             Element::Bf16 => 1.0 / 128.0,
@@ -101,20 +101,20 @@ impl Shape {
 }
 
 /// A weight with inputs.
-pub struct Case {
-    pub shape: Shape,
-    pub codes: Codes,
-    pub packed: Packed,
+pub(crate) struct Case {
+    pub(crate) shape: Shape,
+    pub(crate) codes: Codes,
+    pub(crate) packed: Packed,
     /// `[rows, x_stride]`.
-    pub x: Vec<u16>,
+    pub(crate) x: Vec<u16>,
     /// `[n]`.
-    pub bias: Vec<u16>,
+    pub(crate) bias: Vec<u16>,
     /// `[rows, y_stride]`.
-    pub residual: Vec<u16>,
+    pub(crate) residual: Vec<u16>,
 }
 
 impl Case {
-    pub fn new(shape: Shape, mut x: impl FnMut(usize, usize) -> f32) -> Case {
+    pub(crate) fn new(shape: Shape, mut x: impl FnMut(usize, usize) -> f32) -> Case {
         let Shape { element, n, k, group, rows, .. } = shape;
         let codes = codes(n, k, group, shape.bits, (n * 31 + k) as u64);
         let packed = (shape.format().pack)(&codes);
@@ -133,11 +133,11 @@ impl Case {
     }
 
     /// With activations of several sizes.
-    pub fn random(shape: Shape, random: &mut Random) -> Case {
+    pub(crate) fn random(shape: Shape, random: &mut Random) -> Case {
         Case::new(shape, |_, _| random.signed() * 10f32.powf(random.signed() * 1.5 - 1.0))
     }
 
-    pub fn stored(&self) -> Stored<'_> {
+    pub(crate) fn stored(&self) -> Stored<'_> {
         self.packed.stored(self.shape.k, self.shape.group)
     }
 
@@ -146,7 +146,7 @@ impl Case {
     /// # Errors
     ///
     /// If anything was written behind a row: `y` was `0xff` all over.
-    pub fn outputs(&self, y: &[u8]) -> Result<Vec<f32>, String> {
+    pub(crate) fn outputs(&self, y: &[u8]) -> Result<Vec<f32>, String> {
         let Shape { element, single, .. } = self.shape;
         let size = if single { 4 } else { 2 };
         let number = |bytes: &[u8]| match *bytes {
@@ -167,7 +167,7 @@ impl Case {
     }
 
     /// From the codes, in f64.
-    pub fn exact(&self, row: usize, j: usize) -> f64 {
+    pub(crate) fn exact(&self, row: usize, j: usize) -> f64 {
         let Shape { element, n, k, group, bias, gated, residual, .. } = self.shape;
         let x = &self.x[row * self.shape.x_stride()..][..k];
         let channel = |channel: usize| {
@@ -188,7 +188,7 @@ impl Case {
     }
 
     /// Root mean square of the error over that of what was wanted, at every `every`-th output.
-    pub fn relative_error(&self, y: &[f32], every: usize) -> f64 {
+    pub(crate) fn relative_error(&self, y: &[f32], every: usize) -> f64 {
         let outputs = self.shape.outputs();
         let (mut error, mut size) = (0.0, 0.0);
         for (i, &y) in y.iter().enumerate().step_by(every) {
@@ -201,7 +201,7 @@ impl Case {
 }
 
 /// Every kernel; tails of k and n; rows of tiles and parts of k; epilogues.
-pub fn shapes() -> Vec<Shape> {
+pub(crate) fn shapes() -> Vec<Shape> {
     let mut shapes = Vec::new();
     for element in Element::ALL {
         let plain = Shape { element, ..Shape::PLAIN };

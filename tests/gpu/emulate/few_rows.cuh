@@ -1,8 +1,8 @@
 // The kernels for few token rows by name, for programs on the host.
 #pragma once
-#include "../../w2/kernel.cu"
-#include "../../w3/kernel.cu"
-#include "../../w4/kernel.cu"
+#include "../../../kernels/w2/kernel.cu"
+#include "../../../kernels/w3/kernel.cu"
+#include "../../../kernels/w4/kernel.cu"
 
 struct Entry {
     const char* name;

@@ -1,18 +1,18 @@
 //! `mbqc bench`: times the quantized layers of a model one by one.
 
+mod cuda;
+
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use mbqc_kernels::dense::convert::FloatType;
-use mbqc_kernels::{Accuracy, Epilogue, Kernel, Pool, Product, Scales, Stored, isa, read_all};
-use mbqc_passes::ir::{Attr, DType, Graph, GraphPath, Model, Node, Tensor};
+use mbqc_kernels::{Accuracy, Epilogue, Pool, Product, isa, read_all};
 use mbqc_passes::ops::QuantizedLayer;
-use mbqc_passes::weights::float_type;
 use serde_json::{Value as Json, json};
 
 use crate::Error;
 use crate::cli::Common;
+use crate::engine::layers::{Layer, layers};
 use crate::pipeline;
 use crate::places::Places;
 use crate::report::print;
@@ -38,33 +38,38 @@ pub struct BenchRequest {
     pub seconds: f64,
     /// How far apart activations are that are much larger than the others; 0: there are none.
     pub outliers: usize,
+    /// What multiplies.
+    pub device: DeviceChoice,
 }
 
-/// A quantized layer with its stored parts.
-struct Layer {
-    name: String,
-    layer: QuantizedLayer,
-    kernel: &'static Kernel,
-    codes: Bytes,
-    scales: Bytes,
-    scale_type: FloatType,
-    zero_points: Option<Bytes>,
+/// What executes layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DeviceChoice {
+    /// This machine's processor.
+    #[default]
+    Cpu,
+    /// A CUDA device, by its number.
+    Cuda(usize),
 }
 
-impl Layer {
-    fn stored(&self) -> Stored<'_> {
-        self.layer.stored(&self.codes, Scales::Bytes(self.scale_type, &self.scales), self.zero_points.as_deref())
-    }
+impl FromStr for DeviceChoice {
+    type Err = String;
 
-    /// Bytes of a weight: codes, scales, zero points.
-    fn weight_bytes(&self) -> usize {
-        self.codes.len() + self.scales.len() + self.zero_points.as_ref().map_or(0, Bytes::len)
+    fn from_str(text: &str) -> Result<DeviceChoice, String> {
+        let cuda = text
+            .strip_prefix("cuda")
+            .map(|rest| rest.strip_prefix(':').unwrap_or(if rest.is_empty() { "0" } else { "" }));
+        match (text, cuda.map(str::parse)) {
+            ("cpu", _) => Ok(DeviceChoice::Cpu),
+            (_, Some(Ok(ordinal))) => Ok(DeviceChoice::Cuda(ordinal)),
+            _ => Err("a device is cpu, cuda, or cuda:N with its number".to_owned()),
+        }
     }
+}
 
-    /// Bytes that a product moves: the weight once, and activations and outputs in f32.
-    fn moved(&self, rows: usize) -> usize {
-        self.weight_bytes() + 4 * rows * (self.layer.k + self.layer.n)
-    }
+/// Bytes that a product moves: the weight once, and activations and outputs in f32.
+fn moved(layer: &Layer, rows: usize) -> usize {
+    layer.weight_bytes() + 4 * rows * (layer.layer.k + layer.layer.n)
 }
 
 /// The times of a layer for one number of rows.
@@ -104,6 +109,9 @@ pub fn bench(request: &BenchRequest, common: &Common) -> Result<(), Error> {
     for why in &left {
         progress.warn(&format!("not timed: {why}"));
     }
+    if let DeviceChoice::Cuda(ordinal) = request.device {
+        return cuda::bench(&layers, left, ordinal, request, common);
+    }
     let pool = pipeline::pool(common);
     let bandwidth = bandwidth(&pool);
     let mut timings = Vec::new();
@@ -124,63 +132,6 @@ pub fn bench(request: &BenchRequest, common: &Common) -> Result<(), Error> {
         return print(&format!("{:#}", document(&timings, &left, weights, bandwidth, request.outliers, &pool)));
     }
     print(&table(&timings, weights, bandwidth, &pool))
-}
-
-/// The layers whose parts are constants, and why others are not among them.
-fn layers(model: &Model) -> (Vec<Layer>, Vec<String>) {
-    let (mut layers, mut left) = (Vec::new(), Vec::new());
-    for path in model.graph_paths() {
-        let Some(graph) = model.graph_at(&path) else { continue };
-        for (id, node) in graph.nodes() {
-            // A node of another meaning that shares a name with ours is told, not timed.
-            if !mbqc_kernels::FORMATS.iter().any(|format| format.schema.op == node.op) {
-                continue;
-            }
-            match layer(model, &path, graph, node, graph.label(id)) {
-                Ok(layer) => layers.push(layer),
-                Err(why) => left.push(format!("node `{}`: {why}", graph.label(id))),
-            }
-        }
-    }
-    (layers, left)
-}
-
-fn layer(model: &Model, path: &GraphPath, graph: &Graph, node: &Node, name: String) -> Result<Layer, String> {
-    let layer = QuantizedLayer::read(&node.domain, &node.op, |name| match node.attr(name) {
-        Some(Attr::Int(value)) => Some(*value),
-        _ => None,
-    })
-    .map_err(|error| error.to_string())?;
-    let part = |name: &str| -> Result<Option<&Tensor>, String> {
-        let slot = layer.format.schema.slot(name).and_then(|slot| node.inputs.get(slot).copied().flatten());
-        let Some(value) = slot else { return Ok(None) };
-        let name = graph.name(value);
-        // A branch may take its weight from a graph around it.
-        let around = (0..=path.len()).rev().filter_map(|depth| model.graph_at(&path[..depth].to_vec()));
-        let found = around.into_iter().find_map(|graph| graph.constant(graph.find(name)?));
-        found.map(Some).ok_or_else(|| format!("`{name}` is computed, no constant"))
-    };
-    let load = |tensor: &Tensor| match tensor.load() {
-        Some(bytes) => bytes,
-        None => Err(format!("a tensor of {} without bytes", tensor.dtype)),
-    };
-    let required = |name: &str| part(name)?.ok_or_else(|| format!("input {name} is left out"));
-    if !matches!(part("g_idx"), Ok(None)) {
-        return Err("g_idx is given; onnxruntime computes it wrongly, so nothing writes it".to_owned());
-    }
-    let (codes, scales) = (required("B")?, required("scales")?);
-    for (name, tensor) in [("B", Some(codes)), ("zero_points", part("zero_points")?)] {
-        if let Some(tensor) = tensor.filter(|tensor| tensor.dtype != DType::U8) {
-            return Err(format!("input {name} has type {}, expected {}", tensor.dtype, DType::U8));
-        }
-    }
-    let scale_type = float_type(scales.dtype).ok_or_else(|| format!("scales of type {}", scales.dtype))?;
-    let zero_points = part("zero_points")?.map(load).transpose()?;
-    let (codes, scales) = (load(codes)?, load(scales)?);
-    let stored = layer.stored(&codes, Scales::Bytes(scale_type, &scales), zero_points.as_deref());
-    stored.check(layer.format).map_err(|error| error.to_string())?;
-    let kernel = layer.format.kernel(layer.accuracy, layer.k, layer.group);
-    Ok(Layer { name, layer, kernel, codes, scales, scale_type, zero_points })
 }
 
 /// Bytes per second that all threads together read from memory: the best of a few times.
@@ -240,7 +191,7 @@ fn document(
 ) -> Json {
     let each = timings.iter().map(|timing| {
         let Layer { name, layer, kernel, .. } = timing.layer;
-        let (bytes, seconds) = (timing.layer.moved(timing.rows), timing.median.as_secs_f64());
+        let (bytes, seconds) = (moved(timing.layer, timing.rows), timing.median.as_secs_f64());
         json!({
             "node": name,
             "format": layer.spec().to_string(),
@@ -307,7 +258,7 @@ fn table(timings: &[Timing<'_>], weights: usize, bandwidth: f64, pool: &Pool) ->
         for timing in series {
             let Layer { name, layer, kernel, .. } = timing.layer;
             let own = (
-                timing.layer.moved(timing.rows),
+                moved(timing.layer, timing.rows),
                 (timing.rows * layer.k * layer.n) as f64,
                 timing.median.as_secs_f64(),
             );

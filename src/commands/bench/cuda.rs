@@ -1,0 +1,230 @@
+//! The layers of a model on a CUDA device.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use mbqc_kernels::cuda::{
+    Device, DeviceError, DeviceProduct, DeviceRows, DeviceWeight, Element, Graph, MOST_ROWS, Memory, Stream, Workspace,
+};
+use serde_json::{Value as Json, json};
+
+use super::{BenchRequest, LEAST_PASSES};
+use crate::Error;
+use crate::cli::Common;
+use crate::engine::layers::Layer;
+use crate::report::print;
+use crate::report::progress::Progress;
+
+/// How many times the second-level cache all copies of a weight take together.
+const CACHES: usize = 4;
+
+/// Products in a graph, at least and at most.
+const PRODUCTS: (usize, usize) = (20, 1000);
+
+/// Bytes of a copy that tells how fast the device's memory is.
+const COPIED: usize = 256 << 20;
+
+/// The times of a layer for one number of rows, in seconds.
+struct Timing<'a> {
+    layer: &'a Layer,
+    rows: usize,
+    bytes: usize,
+    median: f64,
+    fastest: f64,
+}
+
+/// Times each layer in a graph of products with copies of its weight, so many that they leave the cache before they are read again.
+pub(super) fn bench(
+    layers: &[Layer],
+    mut left: Vec<String>,
+    ordinal: usize,
+    request: &BenchRequest,
+    common: &Common,
+) -> Result<(), Error> {
+    if request.outliers != 0 {
+        return Err(Error::Usage(
+            "--outliers: on a device products take the same time whatever the activations".into(),
+        ));
+    }
+    if let Some(rows) = request.rows.iter().find(|&&rows| rows > MOST_ROWS) {
+        return Err(Error::Usage(format!(
+            "--rows {rows}: there are CUDA kernels for up to {MOST_ROWS} token rows; ask for fewer, or for --device cpu"
+        )));
+    }
+    let device = Device::open(ordinal)?;
+    let progress = Progress::new(common.quiet);
+    let stream = device.stream()?;
+    let bandwidth = copy_bandwidth(&stream)?;
+    let share = request.seconds / layers.len() as f64;
+    let mut timings = Vec::new();
+    for layer in layers {
+        progress.say(&layer.name);
+        let copies = match Copies::new(&stream, layer) {
+            Ok(copies) => copies,
+            Err(DeviceError::Weight(why)) => {
+                left.push(format!("node `{}`: {why}", layer.name));
+                progress.warn(&format!("not timed: {}", left[left.len() - 1]));
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        };
+        for &rows in &request.rows {
+            let graph = copies.graph(&stream, rows)?;
+            let (median, fastest) = time(&stream, &graph, share)?;
+            timings.push(Timing { layer, rows, bytes: copies.moved(rows), median, fastest });
+        }
+    }
+    if timings.is_empty() {
+        return Err(Error::Content {
+            file: request.model.clone(),
+            reason: format!("no quantized layer can be timed on a CUDA device: {}", left.join("; ")),
+        });
+    }
+    if common.json {
+        return print(&format!("{:#}", document(&device, &timings, &left, bandwidth)));
+    }
+    print(&table(&device, &timings, bandwidth))
+}
+
+/// Copies of a weight, with inputs and outputs.
+struct Copies {
+    weights: Vec<DeviceWeight>,
+    x: Memory,
+    y: Memory,
+    stride: usize,
+}
+
+impl Copies {
+    fn new(stream: &Stream, layer: &Layer) -> Result<Copies, DeviceError> {
+        let device = stream.device();
+        let first = DeviceWeight::load(stream, layer.layer.format, &layer.stored(), false)?;
+        let count = (CACHES * device.about().cache).div_ceil(first.bytes()).clamp(2, PRODUCTS.1);
+        let mut weights = vec![first];
+        while weights.len() < count {
+            weights.push(weights[0].copy(stream)?);
+        }
+        let stride = layer.layer.k.next_multiple_of(8);
+        // Half-precision numbers of either sign between 1/16 and 1/8.
+        let pattern = (0..2 * MOST_ROWS * stride).map(|i| match i % 4 {
+            1 => 0x2c,
+            3 => 0xac,
+            _ => (i * 7 % 256) as u8,
+        });
+        let x = device.memory(2 * MOST_ROWS * stride)?;
+        stream.write(&x, &pattern.collect::<Vec<u8>>())?;
+        let y = device.memory(2 * MOST_ROWS * layer.layer.n)?;
+        Ok(Copies { weights, x, y, stride })
+    }
+
+    /// Bytes that a product reads and writes.
+    fn moved(&self, rows: usize) -> usize {
+        self.weights[0].bytes() + 2 * rows * (self.weights[0].k() + self.weights[0].outputs())
+    }
+
+    fn graph(&self, stream: &Stream, rows: usize) -> Result<Graph, DeviceError> {
+        let mut workspace = Workspace::new(stream, &[&self.weights[0]], None)?;
+        let count = self.weights.len().max(PRODUCTS.0).next_multiple_of(self.weights.len());
+        stream.record(|| {
+            for weight in self.weights.iter().cycle().take(count) {
+                let product = DeviceProduct {
+                    x: DeviceRows { memory: &self.x, stride: self.stride },
+                    rows,
+                    element: Element::F16,
+                    bias: None,
+                    residual: None,
+                    y: DeviceRows { memory: &self.y, stride: weight.outputs() },
+                    single: false,
+                    spread: None,
+                };
+                weight.product(stream, &product, &mut workspace)?;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Seconds for one kernel of a graph that is launched for `share` seconds: the median and the least.
+fn time(stream: &Stream, graph: &Graph, share: f64) -> Result<(f64, f64), DeviceError> {
+    graph.launch()?;
+    stream.synchronize()?;
+    let (begin, mut times) = (Instant::now(), Vec::new());
+    while times.len() < LEAST_PASSES || begin.elapsed().as_secs_f64() < share {
+        let start = stream.mark()?;
+        graph.launch()?;
+        times.push(start.seconds_to(&stream.mark()?)? / graph.kernels() as f64);
+    }
+    times.sort_by(f64::total_cmp);
+    Ok((times[times.len() / 2], times[0]))
+}
+
+/// Bytes per second that are read and written while memory is copied: the best of a few times.
+fn copy_bandwidth(stream: &Stream) -> Result<f64, DeviceError> {
+    let bytes = COPIED.min(stream.device().about().memory / 8);
+    let (from, to) = (stream.device().memory(bytes)?, stream.device().memory(bytes)?);
+    stream.fill(&from, 1)?;
+    let mut best = f64::INFINITY;
+    for _ in 0..5 {
+        let start = stream.mark()?;
+        stream.copy(&from, &to)?;
+        best = best.min(start.seconds_to(&stream.mark()?)?);
+    }
+    Ok(2.0 * bytes as f64 / best)
+}
+
+fn document(device: &Arc<Device>, timings: &[Timing<'_>], left: &[String], bandwidth: f64) -> Json {
+    let layers = timings.iter().map(|timing| {
+        let Timing { layer, rows, bytes, median, fastest } = timing;
+        json!({
+            "node": layer.name,
+            "format": layer.layer.spec().to_string(),
+            "k": layer.layer.k,
+            "n": layer.layer.n,
+            "rows": rows,
+            "bytes": bytes,
+            "seconds": median,
+            "fastest": fastest,
+            "bytes_per_second": *bytes as f64 / median,
+            "of_copy_bandwidth": *bytes as f64 / median / bandwidth,
+        })
+    });
+    let about = device.about();
+    let kernels: serde_json::Map<_, _> =
+        device.loaded().into_iter().map(|loaded| (loaded.unit.to_owned(), loaded.from.into())).collect();
+    json!({
+        "device": about.name,
+        "capability": format!("{}.{}", about.capability.0, about.capability.1),
+        "kernels": kernels,
+        "activations": "f16",
+        "copy_bandwidth": bandwidth,
+        "layers": layers.collect::<Vec<_>>(),
+        "not_timed": left,
+    })
+}
+
+fn table(device: &Arc<Device>, timings: &[Timing<'_>], bandwidth: f64) -> String {
+    let mut lines = vec![format!(
+        "{}, memory copied at {:.0} GB/s (read and written); activations in half precision, weights from memory, not from a cache",
+        device.about().name,
+        bandwidth / 1e9
+    )];
+    let width = timings.iter().map(|timing| timing.layer.name.chars().count()).max().unwrap_or(0).max(5);
+    lines.push(format!(
+        "{:<width$} {:<9} {:>6} {:>6} {:>5} {:>10} {:>9} {:>7} {:>7}",
+        "layer", "format", "k", "n", "rows", "us", "fastest", "GB/s", "of copy"
+    ));
+    for Timing { layer, rows, bytes, median, fastest } in timings {
+        let rate = *bytes as f64 / median;
+        lines.push(format!(
+            "{:<width$} {:<9} {:>6} {:>6} {rows:>5} {:>10.2} {:>9.2} {:>7.0} {:>6.0}%",
+            layer.name,
+            layer.layer.spec().to_string(),
+            layer.layer.k,
+            layer.layer.n,
+            median * 1e6,
+            fastest * 1e6,
+            rate / 1e9,
+            rate / bandwidth * 100.0
+        ));
+    }
+    lines.join("\n")
+}

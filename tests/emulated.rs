@@ -1,0 +1,171 @@
+//! CUDA on the host: the kernels' source that is shipped, compiled by a C++ compiler with `tests/gpu/emulate/arch.cuh` in the place of
+//! the device, under a driver that plays one (`tests/gpu/emulate/driver.cc`), with the address and undefined-behaviour sanitizers.
+//! The program that checks devices (`tests/gpu/check`) runs on it, against float64. EMULATED: nothing here ran on a GPU.
+
+#[path = "cli/place.rs"]
+#[allow(dead_code, reason = "a part is used here")]
+mod place;
+mod support;
+
+use place::Place;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use support::{Outcome, tell};
+
+fn compiler() -> String {
+    std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned())
+}
+
+fn run(command: &mut Command) -> Output {
+    command.output().unwrap_or_else(|error| {
+        panic!("`{}` (for the C++ compiler, CXX names another): {error}", command.get_program().display())
+    })
+}
+
+/// Compiles the driver; its folder.
+fn driver() -> PathBuf {
+    let crate_folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("driver");
+    std::fs::create_dir_all(&folder).expect("a folder of this build");
+    let include = |path: &str| format!("-I{}", crate_folder.join(path).display());
+    let out = run(Command::new(compiler())
+        .args(["-std=c++17", "-O1", "-g", "-shared", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"])
+        .args(["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-clobbered", "-Wno-unused-function"])
+        .args(["-fsanitize=address,undefined", "-fno-sanitize-recover=all"])
+        .args([include("tests/gpu/emulate"), include("kernels/cuda")])
+        .arg(crate_folder.join("tests/gpu/emulate/driver.cc"))
+        .arg("-o")
+        .arg(folder.join("libcuda.so")));
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    folder
+}
+
+/// An example, which cargo builds with the tests, unless it is told to build a single test.
+fn built(example: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("this test");
+    let program = test.ancestors().nth(2).expect("below the build's folder").join("examples").join(example);
+    assert!(program.exists(), "run `cargo build --examples` first, or all tests");
+    program
+}
+
+/// Lets a program find the driver.
+fn on<'a>(driver: &Path, command: &'a mut Command) -> &'a mut Command {
+    // The sanitizer has to be there before the program that loads the driver.
+    let sanitizer = run(Command::new(compiler()).arg("-print-file-name=libasan.so")).stdout;
+    let sanitizer = String::from_utf8(sanitizer).expect("a path");
+    command.env("LD_PRELOAD", sanitizer.trim()).env("ASAN_OPTIONS", "detect_leaks=0").env("LD_LIBRARY_PATH", driver)
+}
+
+/// Runs the program that checks devices, on a driver if there is one: whether it was content, and what it printed.
+fn check(driver: Option<&Path>, arguments: &[&str], environment: &[(&str, &str)]) -> (bool, String) {
+    let mut command = Command::new(built("gpu_check"));
+    command.args(arguments).envs(environment.iter().copied()).env_remove("LD_LIBRARY_PATH");
+    if let Some(driver) = driver {
+        on(driver, &mut command);
+    }
+    let out = run(&mut command);
+    (out.status.success(), [out.stdout, out.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat())
+}
+
+/// One test: the driver takes its time to compile.
+#[test]
+fn devices_are_checked_on_an_emulated_one() -> Outcome {
+    let driver = driver();
+    agrees_with_f64(&driver);
+    machines_without_what_it_takes_are_told(&driver);
+    other_forms_are_loaded_where_machine_code_is_refused(&driver);
+    layers_of_a_file_run(&driver)
+}
+
+fn agrees_with_f64(driver: &Path) {
+    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("receipts");
+    let folder = out.display().to_string();
+    let (done, text) = check(Some(driver), &["--small", "--runs", "2", "--out", &folder], &[]);
+    assert!(done, "{text}");
+    for line in text.lines().filter(|line| line.ends_with("runs each")) {
+        tell(&format!("CUDA kernels emulated on the host: {line}, in random orders of threads and blocks"));
+    }
+    for unit in ["w2", "w3", "w4"] {
+        assert!(text.contains(&format!("{unit}: sm_90a")), "{text}");
+        let receipt = std::fs::read_to_string(out.join(format!("{unit}.json"))).expect("a receipt");
+        let kernel = format!("\"{unit}a16_bf16_16_g32\"");
+        for part in ["\"device\": \"emulated device\"", "\"faults\": []", "\"cold\":", &kernel] {
+            assert!(receipt.contains(part), "{part} is not in {receipt}");
+        }
+    }
+}
+
+fn machines_without_what_it_takes_are_told(driver: &Path) {
+    let says = |driver: Option<&Path>, environment: &[(&str, &str)], words: &str| {
+        let (done, text) = check(driver, &["--only", "check", "--small", "--runs", "2"], environment);
+        assert!(!done && text.contains(words), "{environment:?}: `{words}` is not in\n{text}");
+    };
+    says(None, &[], "there is no CUDA driver on this machine");
+    let says = |environment: &[(&str, &str)], words: &str| says(Some(driver), environment, words);
+    says(&[("FAKE_CUDA_VERSION", "11040")], "the CUDA driver is of version 11.4, but mbqc takes 12.0");
+    says(&[("FAKE_CUDA_DEVICES", "0")], "there is no CUDA device 0: this machine has 0");
+    says(&[("FAKE_CUDA_MEMORY", "5000")], "emulated device has no room for");
+    // Nothing is shipped for it, and there is neither a compiler nor a driver that takes PTX.
+    let other = [("FAKE_CUDA_CAPABILITY", "110"), ("FAKE_CUDA_REFUSES", "PTX")];
+    says(&other, "cannot be loaded on emulated device (sm_110): compiled for sm_110:");
+    says(&[("FAKE_CUDA_CAPABILITY", "75")], "(sm_75)");
+}
+
+fn other_forms_are_loaded_where_machine_code_is_refused(driver: &Path) {
+    let runs = |environment: &[(&str, &str)], form: &str| {
+        let (done, text) = check(Some(driver), &["--only", "bench", "--small"], environment);
+        assert!(done && text.contains(&format!("w3: {form}")), "{environment:?}: `{form}` is not in\n{text}");
+    };
+    runs(&[("FAKE_CUDA_CAPABILITY", "86")], "sm_80");
+    runs(&[("FAKE_CUDA_CAPABILITY", "120")], "sm_120");
+    runs(&[("FAKE_CUDA_REFUSES", "ELF")], "PTX for compute_80, compiled by the driver");
+}
+
+/// `mbqc devices`, `mbqc bench --device cuda` and the example.
+fn layers_of_a_file_run(driver: &Path) -> Outcome {
+    let place = Place::with_tiny()?;
+    let mbqc = |arguments: &str, environment: &[(&str, &str)]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mbqc"));
+        command.args(arguments.split_whitespace()).envs(environment.iter().copied());
+        place.command(on(driver, &mut command))
+    };
+    let listed = mbqc("devices", &[]);
+    let words = "cuda:0  emulated device, sm_90, 3 multiprocessors, 1.0 GiB, 1 MiB of cache, driver for CUDA 13.0";
+    assert!(listed.code == Some(0) && listed.out.contains(words) && listed.out.contains("w3   sm_90a"), "{listed}");
+    let listed = mbqc("devices --json", &[("FAKE_CUDA_CAPABILITY", "75")]);
+    assert!(listed.code == Some(0) && listed.out.contains("\"loaded\": null"), "{listed}");
+    let none = mbqc("devices", &[("FAKE_CUDA_DEVICES", "0")]);
+    assert!(none.code == Some(0) && none.out.contains("and no device"), "{none}");
+
+    // So that a few copies of a weight are more than the cache holds.
+    let small = [("FAKE_CUDA_CACHE", "4096"), ("FAKE_CUDA_MEMORY", "10000000")];
+    let ran = place.run("m.onnx -o q.onnx --format w3g32 --head-format w8a8 --method rtn");
+    assert_eq!(ran.code, Some(0), "{ran}");
+    let bench = mbqc("bench q.onnx --device cuda --rows 1,9 --seconds 0.01 --json", &small);
+    assert_eq!(bench.code, Some(0), "{bench}");
+    let told: serde_json::Value = serde_json::from_str(&bench.out)?;
+    let layers = told["layers"].as_array().ok_or("a list")?;
+    let of = |key: &str| layers.iter().map(|layer| layer[key].clone()).collect::<Vec<_>>();
+    assert_eq!(of("node"), ["up", "up", "down", "down"].map(serde_json::Value::from));
+    // One row of tiles to 32 channels, of 1536 bytes of codes and 4 scales to a channel; rows of 16 bits.
+    let bytes = |tiles: usize, rows: usize| tiles * (1536 + 512) + 2 * rows * (32 + 64);
+    assert_eq!(of("bytes"), [bytes(2, 1), bytes(2, 9), bytes(1, 1), bytes(1, 9)].map(serde_json::Value::from));
+    assert!(told["not_timed"].to_string().contains("no CUDA kernel for w8a8"), "{bench}");
+    let table = mbqc("bench q.onnx --device cuda --seconds 0.01", &small);
+    assert!(table.code == Some(0) && table.out.lines().count() == 4, "{table}");
+    for (arguments, words) in [
+        ("--device cuda --rows 17", "CUDA kernels for up to 16 token rows"),
+        ("--device cuda:3", "there is no CUDA device 3: this machine has 1"),
+        ("--device gpu", "a device is cpu, cuda, or cuda:N"),
+    ] {
+        let refused = mbqc(&format!("bench q.onnx {arguments}"), &[]);
+        assert!(refused.code != Some(0) && refused.err.contains(words), "{refused}");
+    }
+    let without = place.run("bench q.onnx --device cuda");
+    assert!(without.code == Some(1) && without.err.contains("there is no CUDA driver"), "{without}");
+
+    let mut example = Command::new(built("multiply_on_a_gpu"));
+    let example = place.command(on(driver, example.args(["q.onnx", "up"])));
+    assert!(example.code == Some(0) && example.out.contains("largest difference to the CPU"), "{example}");
+    Ok(())
+}
