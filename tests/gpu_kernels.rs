@@ -1,21 +1,127 @@
-//! The CUDA kernels compile for every architecture, within their ceilings of registers, spills and instructions. Whether they
-//! compute the right thing is tested on the host (`kernels/tests/emulated.rs`); nothing here runs on a GPU.
+//! The CUDA kernels compile for every architecture, within their ceilings of registers, spills and instructions; which of them a
+//! device has vouched for; and the README's table of what was measured. Whether they compute the right thing is tested on the host
+//! (`tests/emulated.rs`); nothing here runs on a GPU.
 
 mod support;
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use mbqc_kernels::cuda::{Spread, source_hash, units};
+use serde_json::Value;
 use support::{Outcome, python, tell};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
 
 #[test]
 fn kernels_compile_within_their_ceilings() -> Outcome {
     let Some(python) = python() else { return Ok(()) };
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/gpu/compile.py");
-    let output = Command::new(&python).arg(&script).output()?;
+    let output = Command::new(&python).arg(root().join("tests/gpu/compile.py")).output()?;
     let (table, faults) = (String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
     assert!(output.status.success(), "{table}\n{faults}");
     let last = table.lines().next_back().ok_or("the script says nothing")?;
-    tell(&format!("CUDA: {last}; receipts: STALE, no kernel has run on a GPU yet"));
+    tell(&format!("CUDA: {last}"));
+    Ok(())
+}
+
+/// A receipt, if a device gave one for the sources as they are: what `tests/gpu/check` wrote on it, under `tests/gpu/receipts`.
+fn receipt(unit: &str) -> Result<Option<Value>, Box<dyn std::error::Error>> {
+    let hash = source_hash(unit)?;
+    let mut files: Vec<PathBuf> = match fs::read_dir(root().join("tests/gpu/receipts")) {
+        Ok(entries) => entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?,
+        Err(_) => return Ok(None),
+    };
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "json"));
+    files.sort();
+    for file in files {
+        let receipt: Value = serde_json::from_str(&fs::read_to_string(&file)?)?;
+        let right = receipt["faults"].as_array().is_some_and(Vec::is_empty);
+        let checked = receipt["kernels"].as_object().is_some_and(|kernels| !kernels.is_empty());
+        let real = receipt["device"] != "emulated device";
+        if receipt["unit"] == unit && receipt["sources"] == *hash && right && checked && real {
+            return Ok(Some(receipt));
+        }
+    }
+    Ok(None)
+}
+
+#[test]
+fn devices_vouch_for_kernels_or_it_is_said_that_none_does() -> Outcome {
+    for unit in units() {
+        tell(&match receipt(unit.name)? {
+            Some(receipt) => format!("CUDA receipts: {} VERIFIED on {}", unit.name, receipt["device"]),
+            None => format!("CUDA receipts: {} STALE, no device has run these sources", unit.name),
+        });
+    }
+    Ok(())
+}
+
+/// Input by output channels.
+const SIZES: [(usize, usize); 5] = [(3584, 3584), (3584, 10752), (3584, 18944), (18944, 3584), (8192, 8192)];
+
+/// Multiprocessors of an H200, their clock in Hz, instructions per clock of each, and seconds that a product takes before and after
+/// its loop: of the documentation, and a guess.
+const H200: (usize, f64, f64, f64) = (132, 1.755e9, 4.0, 2.25e-6);
+
+/// Predicted and measured times of `w3g128`, f16.
+fn table() -> Result<String, Box<dyn std::error::Error>> {
+    let costs: Value = serde_json::from_str(&fs::read_to_string(root().join("tests/gpu/costs.json"))?)?;
+    let receipt = receipt("w3")?;
+    let mut measured = BTreeMap::new();
+    for row in receipt.iter().flat_map(|receipt| receipt["times"].as_array()).flatten() {
+        let size = [&row["k"], &row["n"], &row["rows"]].map(|number| number.as_u64().unwrap_or(0) as usize);
+        measured.insert(size, [row["cold"][1].as_f64(), row["warm"][1].as_f64()]);
+    }
+    let mut lines = vec![match &receipt {
+        Some(receipt) => format!("w3g128, f16, microseconds; measured on {} (VERIFIED)", receipt["device"]),
+        None => "w3g128, f16, microseconds; measured: STALE, no device has run these sources".to_owned(),
+    }];
+    lines.push(String::new());
+    lines.push("| k x n | rows | MB | spread | predicted for an H200 | cold | in the cache |".to_owned());
+    lines.push("|---|---|---|---|---|---|---|".to_owned());
+    let tile = 1536 + 128;
+    for (k, n) in SIZES {
+        for rows in [1, 8, 16] {
+            let (row_tiles, k_tiles) = (n.div_ceil(32), k.div_ceil(128));
+            let (multiprocessors, clock, issue, start) = H200;
+            let spread = Spread::new(row_tiles, k_tiles, tile, rows, multiprocessors);
+            let kernel = format!("w3a16_f16_{}_g128", if rows > 8 { 16 } else { 8 });
+            let cost = costs["sm_90a"][&kernel].as_f64().ok_or("no cost")?;
+            let by_instructions =
+                (row_tiles * k_tiles) as f64 * cost / (multiprocessors as f64 * clock * issue) + start;
+            let by_memory = spread.seconds(row_tiles, k_tiles, tile, rows, multiprocessors);
+            let bytes = row_tiles * k_tiles * tile + 2 * rows * (k + n);
+            let [cold, warm] = measured.get(&[k, n, rows]).copied().unwrap_or_default().map(|time| match time {
+                Some(time) => format!("{:.2}", 1e6 * time),
+                None => "STALE".to_owned(),
+            });
+            lines.push(format!(
+                "| {k} x {n} | {rows} | {:.1} | {} x {} | {:.1} | {cold} | {warm} |",
+                bytes as f64 / 1e6,
+                spread.together,
+                spread.splits,
+                1e6 * by_memory.max(by_instructions)
+            ));
+        }
+    }
+    Ok(lines.join("\n") + "\n")
+}
+
+#[test]
+fn the_readme_says_what_was_measured_on_a_device() -> Outcome {
+    let before = fs::read_to_string(root().join("README.md"))?;
+    let (begin, end) = ("<!-- begin cuda -->\n", "<!-- end cuda -->");
+    let start = before.find(begin).ok_or("README.md has no place for the table")? + begin.len();
+    let stop = start + before[start..].find(end).ok_or("README.md has no end of the table")?;
+    let after = [&before[..start], &table()?, &before[stop..]].concat();
+    if std::env::var_os("MBQC_BLESS").is_some() {
+        fs::write(root().join("README.md"), after)?;
+        return Ok(());
+    }
+    assert!(before == after, "README.md's table is out of date; MBQC_BLESS=1 cargo test --test gpu_kernels writes it");
     Ok(())
 }

@@ -53,6 +53,8 @@ if [[ -z ${MBQC_PYTHON:-} ]]; then
     fi
 fi
 
+# Tests start some of them.
+cargo build --workspace --features tract --examples
 if cargo nextest --version >/dev/null 2>&1; then
     cargo nextest run --workspace --features tract
 else

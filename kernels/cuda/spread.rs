@@ -26,29 +26,39 @@ const MEETING: f64 = 1.5e-6;
 impl Spread {
     /// The one with the least estimated time, for `row_tiles` by `k_tiles` tiles of `tile` bytes; of equals the one with fewest
     /// parts, then with fewest rows together.
-    ///
-    /// A round is one tile for every warp of a multiprocessor; it takes as long as memory needs for its weights, or the
-    /// second-level cache for weights and activations: a tile wants 256 bytes of each token row, once for all rows of tiles of a
-    /// block.
     pub fn new(row_tiles: usize, k_tiles: usize, tile: usize, rows: usize, multiprocessors: usize) -> Spread {
-        let places = BLOCKS * multiprocessors.max(1);
         let mut best = (f64::INFINITY, Spread { together: 1, splits: 1 });
         for splits in 1..=k_tiles.clamp(1, 32) {
             for together in [1, 2, 4, 8] {
-                let blocks = row_tiles.div_ceil(together) * splits;
-                let rounds = k_tiles.div_ceil(splits).div_ceil(WARPS / together);
-                let in_flight = (BLOCKS * WARPS) as f64;
-                let weights = in_flight * tile as f64;
-                let activations = in_flight * (256 * rows) as f64 / together as f64;
-                let round = (weights / MEMORY).max((weights + activations) / CACHE);
-                let meeting = if splits > 1 { MEETING } else { 0.0 };
-                let time = blocks.div_ceil(places) as f64 * (START + rounds as f64 * round) + meeting;
+                let spread = Spread { together, splits };
+                let time = spread.seconds(row_tiles, k_tiles, tile, rows, multiprocessors);
                 if time < 0.999 * best.0 {
-                    best = (time, Spread { together, splits });
+                    best = (time, spread);
                 }
             }
         }
         best.1
+    }
+
+    /// The estimated time of a product by what memory and the second-level cache of an H200 deliver, of `multiprocessors` of its
+    /// kind: guesses are in it, and instructions are not.
+    ///
+    /// A round is one tile for every warp of a multiprocessor; it takes as long as memory needs for its weights, or the
+    /// second-level cache for weights and activations: a tile wants 256 bytes of each token row, once for all rows of tiles of a
+    /// block.
+    pub fn seconds(self, row_tiles: usize, k_tiles: usize, tile: usize, rows: usize, multiprocessors: usize) -> f64 {
+        let Spread { together, splits } = self;
+        let places = BLOCKS * multiprocessors.max(1);
+        let blocks = row_tiles.div_ceil(together) * splits;
+        let rounds = k_tiles.div_ceil(splits).div_ceil(WARPS / together);
+        let in_flight = (BLOCKS * WARPS) as f64;
+        let weights = in_flight * tile as f64;
+        let activations = in_flight * (256 * rows) as f64 / together as f64;
+        let round = (weights / MEMORY).max((weights + activations) / CACHE);
+        // Partial sums go to the second-level cache and come back.
+        let sums = (2 * splits * row_tiles * 32 * rows * 4) as f64 / (CACHE * multiprocessors.max(1) as f64);
+        let meeting = if splits > 1 { MEETING + sums } else { 0.0 };
+        blocks.div_ceil(places) as f64 * (START + rounds as f64 * round) + meeting
     }
 }
 

@@ -1,13 +1,13 @@
 """The CUDA kernels compiled for every architecture that is shipped, by NVRTC from a Python package: no driver, no toolkit, no GPU.
 
 Prints for each kernel and architecture its registers, spills and the machine instructions that a tile costs, and
-fails where one is above its ceiling. With --predict, also what these counts and the bytes allow on an H200: a prediction, not a
-measurement. Nothing here runs a kernel.
+fails where one is above its ceiling. Nothing here runs a kernel.
 
-    python tests/gpu/compile.py [--arch sm_90a]... [--archive] [--predict]
+    python tests/gpu/compile.py [--arch sm_90a]... [--archive]
 
 Without --archive, an archive that was made of other sources is a fault. With it, kernels/cuda/kernels.zip is made, which the
-library embeds: <unit>.<architecture>.cubin, <unit>.compute_80.ptx, and SOURCES with the hash of each unit's sources. Needs
+library embeds: <unit>.<architecture>.cubin, <unit>.compute_80.ptx, and SOURCES with the hash of each unit's sources; and
+tests/gpu/costs.json, the instructions that a tile costs on sm_90a, from which the README's predictions come. Needs
 tests/requirements.txt.
 """
 
@@ -16,6 +16,7 @@ import collections
 import concurrent.futures
 import ctypes
 import hashlib
+import json
 import os
 import pathlib
 import re
@@ -29,6 +30,7 @@ KERNELS = pathlib.Path(__file__).resolve().parents[2] / "kernels"
 UNITS = {unit: KERNELS / unit / "kernel.cu" for unit in ("w2", "w3", "w4")}
 HEADERS = [KERNELS / "cuda" / name for name in ("small.cuh", "decode.cuh", "device/arch.cuh")]
 ARCHIVE = KERNELS / "cuda/kernels.zip"
+COSTS = pathlib.Path(__file__).with_name("costs.json")
 OPTIONS = ["--std=c++17", "--fmad=false"]
 ARCHITECTURES = ["sm_80", "sm_89", "sm_90a", "sm_100", "sm_120"]
 REGISTERS = 65536  # of a multiprocessor
@@ -106,8 +108,9 @@ def archive_faults():
         wanted = {f"{unit}.{architecture}.cubin" for unit in UNITS for architecture in ARCHITECTURES}
         wanted |= {"SOURCES"} | {f"{unit}.compute_80.ptx" for unit in UNITS}
         faults = [f"{ARCHIVE.name} has {names ^ wanted} too much or too little: {again}"] if names != wanted else []
-        if archive.read("SOURCES").decode() != hashes():
-            faults.append(f"{ARCHIVE.name} is of other sources: {again}")
+        costs = json.loads(COSTS.read_text())["sources"]
+        if not archive.read("SOURCES").decode() == costs == hashes():
+            faults.append(f"{ARCHIVE.name} or {COSTS.name} is of other sources: {again}")
         return faults
 
 
@@ -262,35 +265,10 @@ def judge(name, architecture, used, code):
     return {"instructions": cost, **used}, wrong
 
 
-# H200, by kernels.md and its documentation: bandwidth seen in a copy, multiprocessors, clock, instructions per clock of each; a
-# guess at what the second-level cache gives.
-BANDWIDTH, MULTIPROCESSORS, CLOCK, ISSUE, CACHE = 4.3e12, 132, 1.755e9, 4, 5.5e12
-LATENCY = 2.25e-6  # from launch to the first bytes, and the end
-SHAPES = [(3584, 3584), (3584, 10752), (3584, 18944), (18944, 3584), (8192, 8192)]
-
-
-def predict(cost, rows):
-    """What bytes and instructions allow, as if tiles could be dealt evenly: waves of blocks and splits are left out."""
-    print(f"\nPREDICTED for an H200, f16, groups of 128, {rows} token rows; no GPU has run it\n")
-    print("| k x n | bytes | by bytes, us | by weights and x out of the cache, us | by instructions, us | predicted, us | measured |")
-    print("|---|---|---|---|---|---|---|")
-    for k, n in SHAPES:
-        tiles = -(-n // 32) * -(-k // 128)
-        size = tiles * (1536 + 128) + 2 * rows * (k + n)
-        by_bytes = size / (0.875 * BANDWIDTH)
-        # Every tile reads its part of x again, as if no two blocks shared a first-level cache.
-        by_x = tiles * (1536 + 128 + 256 * rows) / CACHE
-        by_instructions = tiles * cost / (MULTIPROCESSORS * CLOCK * ISSUE)
-        total = max(by_bytes, by_x, by_instructions) + LATENCY
-        times = " | ".join(f"{1e6 * time:.1f}" for time in (by_bytes, by_x, by_instructions, total))
-        print(f"| {k} x {n} | {size / 1e6:.1f} MB | {times} | STALE |")
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", action="append", choices=ARCHITECTURES)
     parser.add_argument("--archive", action="store_true")
-    parser.add_argument("--predict", action="store_true")
     arguments = parser.parse_args()
     if arguments.archive and arguments.arch:
         parser.error("an archive has all architectures")
@@ -316,13 +294,12 @@ def main():
                     f"| {name} | {architecture} | {found['registers']} | {found['spilled']} | {found['instructions']:.0f} |"
                 )
                 faults += [f"{name} for {architecture}: {what}" for what in wrong]
-    if arguments.predict and "sm_90a" in (arguments.arch or ARCHITECTURES):
-        for rows in 1, 8, 16:
-            predict(costs["sm_90a", f"w3a16_f16_{8 if rows < 9 else 16}_g128"], rows)
     if arguments.archive:
         for unit, path in UNITS.items():
             images[f"{unit}.compute_80.ptx"] = compile_unit(nvrtc, path, "compute_80")[0]
         write_archive(images)
+        own = {name: round(cost) for (architecture, name), cost in sorted(costs.items()) if architecture == "sm_90a"}
+        COSTS.write_text(json.dumps({"sources": hashes(), "sm_90a": own}, indent=1) + "\n")
         print(f"\n{ARCHIVE.name}: {ARCHIVE.stat().st_size} bytes")
     faults += archive_faults()
     for fault in faults:

@@ -145,6 +145,7 @@ fn large_shapes() -> Vec<Shape> {
         [(3584, 3584), (3584, 10752), (3584, 18944), (18944, 3584), (8192, 8192), (4304, 1152), (3584, 152_064)];
     let shape = |(k, n), rows| Shape { k, n, rows, single: false, ..Shape::PLAIN };
     let mut shapes: Vec<Shape> = sizes.into_iter().flat_map(|size| [1, 8, 16].map(|rows| shape(size, rows))).collect();
+    shapes.push(shape((3584, 152_064), 1));
     for (together, splits) in [(2, 2), (4, 4), (8, 7)] {
         shapes.push(Shape { together, splits, ..shape((8192, 8192), 16) });
         shapes.push(Shape { together, splits, gated: true, bias: true, ..shape((3584, 37888), 1) });

@@ -1,0 +1,156 @@
+"""What torch and others make of the same shapes on this GPU, beside our times.
+
+    python tests/gpu/peers.py [--ours FOLDER] [--out FILE]
+
+--ours is the folder with the receipts of `gpu_check --only bench` of the same run. Every peer is measured as ours are: a CUDA graph
+of products with copies of a weight that together are 512 MB or more, one after another; microseconds for one, the median of 50
+launches. A peer that is not installed, or that refuses a shape, is named with the reason. NOT RUN YET: written without a GPU.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import sys
+
+import torch
+
+ROTATED = 512 << 20
+SIZES = [(3584, 3584), (3584, 10752), (3584, 18944), (18944, 3584), (8192, 8192)]
+ROWS = [1, 8, 16]
+GROUP = 128
+
+
+def half(k, n):
+    """cuBLAS in half precision."""
+    weight = torch.randn(n, k, device="cuda", dtype=torch.float16) * 0.01
+    return [weight], lambda x, w: torch.nn.functional.linear(x, w), torch.float16, weight.nbytes
+
+
+def tinygemm(k, n):
+    """torch's weight-only 4 bits, bfloat16."""
+    codes = torch.randint(0, 256, (n, k // 2), device="cuda", dtype=torch.uint8)
+    packed = torch.ops.aten._convert_weight_to_int4pack(codes, 8)
+    scales = torch.rand(k // GROUP, n, 2, device="cuda", dtype=torch.bfloat16) * 0.01
+    parts = [packed, scales]
+    return parts, lambda x, w, s: torch.ops.aten._weight_int4pack_mm(x, w, GROUP, s), torch.bfloat16, packed.nbytes + scales.nbytes
+
+
+PEERS = {"cuBLAS f16": half, "tinygemm w4": tinygemm}
+
+
+def captured(work):
+    """A graph of it, after a warm-up on a stream of its own."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        work()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph
+
+
+def microseconds(work, count, launches=50):
+    graph = captured(work)
+    graph.replay()
+    torch.cuda.synchronize()
+    times = []
+    for _ in range(launches):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(1e3 * start.elapsed_time(end) / count)
+    return statistics.median(times)
+
+
+def cold(make, k, n, rows):
+    parts, product, dtype, size = make(k, n)
+    copies = max(2, ROTATED // size)
+    weights = [parts] + [[part.clone() for part in parts] for _ in range(copies - 1)]
+    x = torch.randn(rows, k, device="cuda", dtype=dtype)
+
+    def work():
+        for weight in weights:
+            product(x, *weight)
+
+    return microseconds(work, copies), size
+
+
+def prefill(rows, k, n):
+    """Half precision and int8 for many rows, one weight: bound by arithmetic, not by memory."""
+    x = torch.randn(rows, k, device="cuda", dtype=torch.float16)
+    weight = torch.randn(n, k, device="cuda", dtype=torch.float16)
+    integers = torch.randint(-127, 128, (rows, k), device="cuda", dtype=torch.int8)
+    columns = torch.randint(-127, 128, (n, k), device="cuda", dtype=torch.int8).t()
+    times = {"cuBLAS f16": microseconds(lambda: [torch.nn.functional.linear(x, weight) for _ in range(20)], 20)}
+    times["torch._int_mm"] = microseconds(lambda: [torch._int_mm(integers, columns) for _ in range(20)], 20)
+    return times
+
+
+def ceilings():
+    """Bytes per second: a copy (read and written), and a sum (read)."""
+    large = torch.ones(1 << 28, device="cuda", dtype=torch.float32)
+    other = torch.empty_like(large)
+    copy = microseconds(lambda: other.copy_(large), 1)
+    read = microseconds(lambda: large.sum(), 1)
+    return {"copy": 2 * large.nbytes / copy * 1e6, "read": large.nbytes / read * 1e6}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--ours", type=pathlib.Path)
+    parser.add_argument("--out", type=pathlib.Path)
+    arguments = parser.parse_args()
+    found = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "ceilings": ceilings(), "cold": [], "prefill": []}
+    print(found["device"], "torch", found["torch"], {name: f"{rate / 1e12:.2f} TB/s" for name, rate in found["ceilings"].items()})
+    ours = {}
+    for path in sorted(arguments.ours.glob("w*.json")) if arguments.ours else []:
+        receipt = json.loads(path.read_text())
+        for row in receipt["times"]:
+            ours[receipt["unit"], row["k"], row["n"], row["rows"]] = 1e6 * row["cold"][1]
+
+    def save():
+        if arguments.out:
+            arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+
+    units = sorted({unit for unit, *_ in ours})
+    print("\n| k x n | rows | " + " | ".join([*PEERS, *(f"our {unit}" for unit in units)]) + " | cuBLAS over our w3 |")
+    print("|---|---|" + "---|" * (len(PEERS) + len(units) + 1))
+    for k, n in SIZES:
+        for rows in ROWS:
+            row = {"k": k, "n": n, "rows": rows}
+            for name, make in PEERS.items():
+                try:
+                    row[name], _ = cold(make, k, n, rows)
+                except Exception as error:  # a peer that cannot do it is told, and the others go on
+                    row[name] = None
+                    print(f"{name} at {k} x {n}, {rows} rows: {error}", file=sys.stderr)
+                torch.cuda.empty_cache()
+            found["cold"].append(row)
+            save()
+            own = [ours.get((unit, k, n, rows)) for unit in units]
+            cells = [f"{time:.2f}" if time else "-" for time in [*(row[name] for name in PEERS), *own]]
+            w3 = ours.get(("w3", k, n, rows))
+            ratio = f"{row['cuBLAS f16'] / w3:.2f}" if w3 and row["cuBLAS f16"] else "-"
+            print(f"| {k} x {n} | {rows} | " + " | ".join(cells) + f" | {ratio} |", flush=True)
+    print("\n| rows | k x n | cuBLAS f16 | torch._int_mm |\n|---|---|---|---|")
+    for rows in (128, 512, 1024, 2048, 4096):
+        times = prefill(rows, 3584, 3584)
+        found["prefill"].append({"rows": rows, "k": 3584, "n": 3584, **times})
+        save()
+        print(f"| {rows} | 3584 x 3584 | " + " | ".join(f"{time:.1f}" for time in times.values()) + " |", flush=True)
+    for name in ("humming", "marlin", "gptqmodel", "qserve"):
+        try:
+            __import__(name)
+            print(f"{name}: installed; it is not timed yet")
+        except ImportError as error:
+            print(f"{name}: {error}")
+
+
+if __name__ == "__main__":
+    main()
