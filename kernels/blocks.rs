@@ -73,11 +73,16 @@ pub(crate) fn unpack(
             }
         }
     }
-    let zero_points = unpack_zero_points(format, stored, groups)?;
+    let zero_points = self::zero_points(format, stored, groups)?;
     Ok(Codes { n, k, group, bits: format.bits, codes, scales: stored.scales.to_f32(), zero_points })
 }
 
-fn unpack_zero_points(format: &Format, stored: &Stored<'_>, groups: usize) -> Result<Vec<u8>, Error> {
+/// The zero points of all channels, `[n, groups]`.
+///
+/// # Errors
+///
+/// If one is not a code.
+pub(crate) fn zero_points(format: &Format, stored: &Stored<'_>, groups: usize) -> Result<Vec<u8>, Error> {
     let Some(packed) = stored.zero_points else {
         return Ok(vec![1 << (format.bits - 1); stored.n * groups]);
     };

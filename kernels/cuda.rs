@@ -29,6 +29,7 @@
 mod driver;
 mod error;
 mod images;
+mod norm;
 mod spread;
 mod tiles;
 mod weight;
@@ -36,13 +37,14 @@ mod weight;
 pub use driver::{About, Device, Graph, Loaded, Mark, Memory, Stream};
 pub use error::DeviceError;
 pub use images::{Unit, source_hash};
+pub use norm::{DeviceNorm, DeviceTokens, NormKind, Norms};
 pub use spread::Spread;
 pub use tiles::{Quarter, TILE_CHANNELS, TILE_K, TileCodes, Tiles};
-pub use weight::{DeviceProduct, DeviceRows, DeviceWeight, Element, MOST_ROWS, Workspace};
+pub use weight::{DeviceProduct, DeviceRows, DeviceWeight, Element, ROWS_AT_ONCE, Workspace};
 
 use crate::format::FORMATS;
 
 /// The sources of all kernels.
 pub fn units() -> impl Iterator<Item = &'static Unit> {
-    FORMATS.iter().filter_map(|format| format.tiles).map(|tiles| tiles.unit)
+    FORMATS.iter().filter_map(|format| format.tiles).map(|tiles| tiles.unit).chain([&norm::UNIT])
 }

@@ -10,6 +10,7 @@ use crate::tokens::Input;
 use crate::{w2, w3, w4, w4a8, w8, w8a8};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 
@@ -228,6 +229,17 @@ impl<'a> Scales<'a> {
                 convert::convert(*float, bytes, &mut scales);
                 scales
             }
+        }
+    }
+
+    /// Little-endian bytes of 16 bits or 32, and of which type.
+    pub(crate) fn to_bytes(self) -> (FloatType, Cow<'a, [u8]>) {
+        let singles = |scales: &[f32]| scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
+        match self {
+            Scales::F32(scales) => (FloatType::F32, singles(scales)),
+            Scales::F16(scales) => (FloatType::F16, scales.iter().flat_map(|scale| scale.to_le_bytes()).collect()),
+            Scales::Bytes(FloatType::F64, _) => (FloatType::F32, singles(&self.to_f32())),
+            Scales::Bytes(float, bytes) => (float, Cow::Borrowed(bytes)),
         }
     }
 

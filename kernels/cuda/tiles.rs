@@ -17,6 +17,7 @@
 
 use super::images::Unit;
 use crate::affine::Codes;
+use crate::blocks;
 use crate::error::{Error, check_length};
 use crate::format::{Format, Stored};
 
@@ -112,16 +113,24 @@ impl TileCodes {
     }
 }
 
-impl Tiles {
-    /// Arranges a stored weight; with `gated`, of `[gate; up]`, whose channels are then found by the same thread block.
+/// How many tiles a weight has, and how large they are.
+pub(super) struct Geometry {
+    pub(super) row_tiles: usize,
+    pub(super) k_tiles: usize,
+    /// Of a row of a tile.
+    pub(super) groups: usize,
+    codes: &'static TileCodes,
+}
+
+impl Geometry {
+    /// Of a stored weight, all of which is looked at but its codes, of which any are good.
     ///
     /// # Errors
     ///
-    /// If there is no CUDA kernel for the format, groups are not of 32, 64, 128 or 256, a gated weight has an odd number of
-    /// channels, or the stored bytes are none of the format.
-    pub fn new(format: &'static Format, stored: &Stored<'_>, gated: bool) -> Result<Tiles, Error> {
+    /// As for [`Tiles::new`].
+    pub(super) fn of(format: &'static Format, stored: &Stored<'_>, gated: bool) -> Result<Geometry, Error> {
         let &Stored { n, k, group, .. } = stored;
-        let codes_of_tile = format.tiles.ok_or(Error::Device { format: format.name })?;
+        let codes = format.tiles.ok_or(Error::Device { format: format.name })?;
         let groups = match group {
             128 | 256 => 1,
             32 | 64 => TILE_K / group,
@@ -131,9 +140,33 @@ impl Tiles {
             check_length("the gated weight (output channels)", n, n / 2 * 2)?;
         }
         stored.check(format)?;
-        let (row_tiles, k_tiles) = (n.div_ceil(TILE_CHANNELS), k.div_ceil(TILE_K));
-        let tile_bytes = codes_of_tile.bytes() + size_of::<u32>() * TILE_CHANNELS * groups;
-        let mut bytes = vec![0; row_tiles * k_tiles * tile_bytes];
+        blocks::zero_points(format, stored, k.div_ceil(group))?;
+        Ok(Geometry { row_tiles: n.div_ceil(TILE_CHANNELS), k_tiles: k.div_ceil(TILE_K), groups, codes })
+    }
+
+    pub(super) fn tile_bytes(&self) -> usize {
+        self.codes.bytes() + size_of::<u32>() * TILE_CHANNELS * self.groups
+    }
+
+    /// Of all tiles.
+    pub(super) fn bytes(&self) -> usize {
+        self.row_tiles * self.k_tiles * self.tile_bytes()
+    }
+}
+
+impl Tiles {
+    /// Arranges a stored weight; with `gated`, of `[gate; up]`, whose channels are then found by the same thread block.
+    ///
+    /// # Errors
+    ///
+    /// If there is no CUDA kernel for the format, groups are not of 32, 64, 128 or 256, a gated weight has an odd number of
+    /// channels, or the stored bytes are none of the format.
+    pub fn new(format: &'static Format, stored: &Stored<'_>, gated: bool) -> Result<Tiles, Error> {
+        let &Stored { n, k, .. } = stored;
+        let geometry = Geometry::of(format, stored, gated)?;
+        let Geometry { k_tiles, groups, codes: codes_of_tile, .. } = geometry;
+        let tile_bytes = geometry.tile_bytes();
+        let mut bytes = vec![0; geometry.bytes()];
         // Where the rows of a tile come from: all from one place, or from both halves. Unpacked codes are a byte each, so a row
         // of tiles at a time.
         let parts: &[usize] = if gated { &[0, n / 2] } else { &[0] };

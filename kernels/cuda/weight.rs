@@ -5,12 +5,13 @@ use std::sync::Arc;
 use super::driver::{Device, Grid, Kernel, Memory, Stream};
 use super::error::DeviceError;
 use super::spread::Spread;
-use super::tiles::{TILE_CHANNELS, Tiles};
+use super::tiles::{Geometry, TILE_CHANNELS, TILE_K};
+use crate::dense::convert::FloatType;
 use crate::error::{Error, length};
 use crate::format::{Format, Stored};
 
-/// Token rows that a product has at most.
-pub const MOST_ROWS: usize = 16;
+/// Token rows that a kernel takes at once. A product with more reads the weight again for every so many.
+pub const ROWS_AT_ONCE: usize = 16;
 
 /// Threads of a block: 8 warps.
 const THREADS: u32 = 256;
@@ -65,7 +66,7 @@ pub struct DeviceRows<'a> {
 pub struct DeviceProduct<'a> {
     /// `[rows, k]`, at multiples of 16 bytes, whole groups of 8 numbers to a row (what lies behind k is not looked at).
     pub x: DeviceRows<'a>,
-    /// Token rows, 1 to [`MOST_ROWS`].
+    /// Token rows; 0 is no work. From [`ROWS_AT_ONCE`] on, time grows with them: there is no kernel for many rows yet.
     pub rows: usize,
     /// Of `x`, `bias`, `residual`, and of `y` unless `single`.
     pub element: Element,
@@ -88,6 +89,23 @@ pub struct Workspace {
     stream: usize,
     partial: Memory,
     arrived: Memory,
+}
+
+/// The one parameter of a kernel: `Repack` in `repack.cuh`.
+#[repr(C)]
+struct Repack {
+    codes: u64,
+    scales: u64,
+    zero_points: u64,
+    tiles: u64,
+    n: i32,
+    k: i32,
+    group: i32,
+    groups: i32,
+    zero_bytes: i32,
+    k_tiles: i32,
+    scale_type: i32,
+    gated: i32,
 }
 
 /// The one parameter of a kernel: `Small` in `small.cuh`.
@@ -127,24 +145,68 @@ impl DeviceWeight {
         stored: &Stored<'_>,
         gated: bool,
     ) -> Result<DeviceWeight, DeviceError> {
-        let Tiles { bytes, n, k, groups, .. } = &Tiles::new(format, stored, gated)?;
-        for (what, size) in [("the output channels of a weight", *n), ("its input channels", *k)] {
+        let layout = format.tiles.ok_or(Error::Device { format: format.name })?;
+        let &Stored { n, k, group, .. } = stored;
+        for (what, size) in [("the output channels of a weight", n), ("its input channels", k)] {
             if size == 0 || size > MOST_CHANNELS {
                 return Err(DeviceError::Shape { what, found: size, expected: format!("1 to {MOST_CHANNELS}") });
             }
         }
-        let unit = format.tiles.ok_or(Error::Device { format: format.name })?.unit;
-        let group = super::tiles::TILE_K / groups;
+        // Everything is looked at here: kernels trust what they read.
+        let geometry = Geometry::of(format, stored, gated)?;
         let device = stream.device();
         let kernel = |element: Element, rows: usize| {
-            device.kernel(unit, &format!("{}a16_{}_{rows}_g{group}", format.name, element.name()))
+            let group = TILE_K / geometry.groups;
+            device.kernel(layout.unit, &format!("{}a16_{}_{rows}_g{group}", format.name, element.name()))
         };
         let both = |element| Ok::<_, DeviceError>([kernel(element, 8)?, kernel(element, 16)?]);
         let kernels = [both(Element::F16)?, both(Element::Bf16)?];
-        let tiles = device.memory(bytes.len())?;
-        stream.write(&tiles, bytes)?;
-        let (row_tiles, k_tiles) = (n.div_ceil(TILE_CHANNELS), k.div_ceil(super::tiles::TILE_K));
-        Ok(DeviceWeight { format, n: *n, k: *k, gated, row_tiles, k_tiles, tiles, kernels })
+        let tiles = device.memory(geometry.bytes())?;
+        let Geometry { row_tiles, k_tiles, .. } = geometry;
+        let weight = DeviceWeight { format, n, k, gated, row_tiles, k_tiles, tiles, kernels };
+
+        let placed = |bytes: &[u8]| {
+            let memory = device.memory(bytes.len())?;
+            stream.write(&memory, bytes)?;
+            Ok::<_, DeviceError>(memory)
+        };
+        let codes = placed(stored.b)?;
+        let (scale_type, scale_bytes) = stored.scales.to_bytes();
+        let scales = placed(&scale_bytes)?;
+        let zero_points = stored.zero_points.map(placed).transpose()?;
+        let groups = k.div_ceil(group);
+        let number = |number: usize| i32::try_from(number).expect("channels are not so many");
+        let arguments = Repack {
+            codes: codes.at(),
+            scales: scales.at(),
+            zero_points: zero_points.as_ref().map_or(0, Memory::at),
+            tiles: weight.tiles.at(),
+            n: number(n),
+            k: number(k),
+            group: number(group),
+            groups: number(groups),
+            zero_bytes: number((groups * format.zero_point_bits as usize).div_ceil(8)),
+            k_tiles: number(k_tiles),
+            scale_type: match scale_type {
+                FloatType::F16 => 1,
+                FloatType::BF16 => 2,
+                FloatType::F32 | FloatType::F64 => 0,
+            },
+            gated: i32::from(gated),
+        };
+        let repack = device.kernel(layout.unit, &format!("{}_repack", format.name))?;
+        let grid = Grid { blocks: [k_tiles as u32, row_tiles as u32], threads: 128, shared: 0 };
+        let uses = [Some(&codes), Some(&scales), zero_points.as_ref(), Some(&weight.tiles)];
+        let uses: Vec<&Memory> = uses.into_iter().flatten().collect();
+        // SAFETY: `Repack` is the parameter of these kernels, field by field; the parts are as long as the shape says, which
+        // `Geometry::of` has checked, and the tiles as it says.
+        #[expect(unsafe_code, reason = "kernels trust their arguments")]
+        unsafe {
+            stream.launch(&repack, grid, &arguments, &uses)?;
+        }
+        // Products read the tiles before they wait for what is ahead of them.
+        stream.synchronize()?;
+        Ok(weight)
     }
 
     /// The same weight elsewhere in the device's memory, as benches need it.
@@ -179,6 +241,11 @@ impl DeviceWeight {
         self.tiles.bytes()
     }
 
+    /// Its tiles, as [`Tiles`](super::Tiles) arranges them on the host.
+    pub fn tiles(&self) -> &Memory {
+        &self.tiles
+    }
+
     /// How a product with that many token rows is dealt to a device unless it is told otherwise.
     pub fn spread(&self, device: &Device, rows: usize) -> Spread {
         let tile = self.tiles.bytes() / (self.row_tiles * self.k_tiles);
@@ -190,16 +257,45 @@ impl DeviceWeight {
     /// # Errors
     ///
     /// If memory is too small, not aligned, another device's, overlaps what it must not, or was not made for this stream; if
-    /// there are too many rows; if the driver refuses the launch.
+    /// the driver refuses the launch.
     pub fn product(
         &self,
         stream: &Stream,
         product: &DeviceProduct<'_>,
         workspace: &mut Workspace,
     ) -> Result<(), DeviceError> {
-        let &DeviceProduct { x, rows, element, bias, residual, y, single, spread } = product;
-        let spread = spread.unwrap_or_else(|| self.spread(stream.device(), rows));
+        let &DeviceProduct { x, rows, residual, y, single, spread, .. } = product;
+        if rows == 0 {
+            return Ok(());
+        }
+        let spread = spread.unwrap_or_else(|| self.spread(stream.device(), rows.min(ROWS_AT_ONCE)));
         self.check(stream, product, spread, workspace)?;
+        for first in (0..rows).step_by(ROWS_AT_ONCE) {
+            let behind = |memory: &Memory, bytes: usize| memory.part(first * bytes..memory.bytes());
+            let own_x = behind(x.memory, 2 * x.stride)?;
+            let own_residual = residual.map(|residual| behind(residual, 2 * y.stride)).transpose()?;
+            let own_y = behind(y.memory, if single { 4 } else { 2 } * y.stride)?;
+            let some = DeviceProduct {
+                x: DeviceRows { memory: &own_x, ..x },
+                rows: (rows - first).min(ROWS_AT_ONCE),
+                residual: own_residual.as_ref(),
+                y: DeviceRows { memory: &own_y, ..y },
+                ..*product
+            };
+            self.few(stream, &some, spread, workspace)?;
+        }
+        Ok(())
+    }
+
+    /// A product with so few rows that a kernel takes them at once; it was checked.
+    fn few(
+        &self,
+        stream: &Stream,
+        product: &DeviceProduct<'_>,
+        spread: Spread,
+        workspace: &mut Workspace,
+    ) -> Result<(), DeviceError> {
+        let &DeviceProduct { x, rows, element, bias, residual, y, single, .. } = product;
         let shared_rows = if rows <= 8 { 8 } else { 16 };
         let kernel = &self.kernels[usize::from(element == Element::Bf16)][usize::from(rows > 8)];
         let address = |memory: Option<&Memory>| memory.map_or(0, Memory::at);
@@ -251,10 +347,6 @@ impl DeviceWeight {
         workspace: &Workspace,
     ) -> Result<(), DeviceError> {
         let &DeviceProduct { x, rows, bias, residual, y, single, .. } = product;
-        if rows == 0 || rows > MOST_ROWS {
-            let expected = format!("1 to {MOST_ROWS}");
-            return Err(DeviceError::Shape { what: "the number of token rows", found: rows, expected });
-        }
         if !matches!(spread.together, 1 | 2 | 4 | 8) {
             let expected = "1, 2, 4 or 8".to_owned();
             return Err(DeviceError::Shape { what: "rows of tiles of a block", found: spread.together, expected });
@@ -297,27 +389,33 @@ impl DeviceWeight {
         if spread.splits == 1 {
             return (0, 0);
         }
-        let partial = length(&[spread.splits, self.row_tiles, TILE_CHANNELS * MOST_ROWS, 4]);
+        let partial = length(&[spread.splits, self.row_tiles, TILE_CHANNELS * ROWS_AT_ONCE, 4]);
         (partial, 4 * self.row_tiles.div_ceil(spread.together))
     }
 }
 
-/// The most input or output channels: sizes are 32 bits in the kernels.
-const MOST_CHANNELS: usize = 1 << 24;
+/// The most input or output channels: a grid has no more blocks in its second direction, of 32 channels each.
+const MOST_CHANNELS: usize = MOST_SPLITS * TILE_CHANNELS;
 
 /// The most parts of k: a grid has no more blocks in its second direction.
 const MOST_SPLITS: usize = 65535;
 
-fn stride(what: &'static str, found: usize, least: usize, multiple: usize, rows: usize) -> Result<(), DeviceError> {
+pub(super) fn stride(
+    what: &'static str,
+    found: usize,
+    least: usize,
+    multiple: usize,
+    rows: usize,
+) -> Result<(), DeviceError> {
     let most = i32::MAX as usize / rows;
     if found >= least && found <= most && found.is_multiple_of(multiple) {
         return Ok(());
     }
-    let every = if multiple == 1 { "a number" } else { "a multiple of 8" };
+    let every = if multiple == 1 { "a number".to_owned() } else { format!("a multiple of {multiple}") };
     Err(DeviceError::Shape { what, found, expected: format!("{every} from {least} to {most}") })
 }
 
-fn memory(
+pub(super) fn memory(
     stream: &Stream,
     what: &'static str,
     memory: &Memory,
@@ -343,7 +441,7 @@ impl Workspace {
     pub fn new(stream: &Stream, weights: &[&DeviceWeight], spread: Option<Spread>) -> Result<Workspace, DeviceError> {
         let device: &Arc<Device> = stream.device();
         let sizes = weights.iter().flat_map(|weight| {
-            let spreads = (1..=MOST_ROWS).map(|rows| spread.unwrap_or_else(|| weight.spread(device, rows)));
+            let spreads = (1..=ROWS_AT_ONCE).map(|rows| spread.unwrap_or_else(|| weight.spread(device, rows)));
             spreads.map(|spread| weight.workspace(spread))
         });
         let (partial, arrived) = sizes.fold((0, 0), |most, size| (most.0.max(size.0), most.1.max(size.1)));

@@ -96,6 +96,7 @@ DEVICE void store_partial(float* at, float value) { __stcg(at, value); }
 DEVICE float load_partial(const float* at) { return __ldcg(at); }
 
 DEVICE float as_float(u32 bits) { return __uint_as_float(bits); }
+DEVICE u32 as_bits(float value) { return __float_as_uint(value); }
 
 DEVICE float to_float(F16, u16 bits) {
     float value;
@@ -121,6 +122,35 @@ DEVICE u16 from_float(BF16, float value) {
 DEVICE float fused(float a, float b, float c) {
     float value;
     asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(value) : "f"(a), "f"(b), "f"(c));
+    return value;
+}
+
+// a / b and the root, rounded as IEEE says.
+DEVICE float divided(float a, float b) {
+    float value;
+    asm("div.rn.f32 %0, %1, %2;" : "=f"(value) : "f"(a), "f"(b));
+    return value;
+}
+
+DEVICE float root(float a) {
+    float value;
+    asm("sqrt.rn.f32 %0, %1;" : "=f"(value) : "f"(a));
+    return value;
+}
+
+DEVICE float magnitude(float a) { return as_float(as_bits(a) & 0x7fffffffu); }
+
+// The larger one; what is not a number stays so.
+DEVICE float larger(float a, float b) {
+    float value;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(value) : "f"(a), "f"(b));
+    return value;
+}
+
+// The nearest integer, half to even.
+DEVICE int nearest(float a) {
+    int value;
+    asm("cvt.rni.s32.f32 %0, %1;" : "=r"(value) : "f"(a));
     return value;
 }
 

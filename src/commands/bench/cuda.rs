@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mbqc_kernels::cuda::{
-    Device, DeviceError, DeviceProduct, DeviceRows, DeviceWeight, Element, Graph, MOST_ROWS, Memory, Stream, Workspace,
+    Device, DeviceError, DeviceProduct, DeviceRows, DeviceWeight, Element, Graph, Memory, ROWS_AT_ONCE, Stream,
+    Workspace,
 };
 use serde_json::{Value as Json, json};
 
@@ -46,9 +47,9 @@ pub(super) fn bench(
             "--outliers: on a device products take the same time whatever the activations".into(),
         ));
     }
-    if let Some(rows) = request.rows.iter().find(|&&rows| rows > MOST_ROWS) {
+    if let Some(rows) = request.rows.iter().find(|&&rows| rows > ROWS_AT_ONCE) {
         return Err(Error::Usage(format!(
-            "--rows {rows}: there are CUDA kernels for up to {MOST_ROWS} token rows; ask for fewer, or for --device cpu"
+            "--rows {rows}: there are CUDA kernels for up to {ROWS_AT_ONCE} token rows at once; ask for fewer, or for --device cpu"
         )));
     }
     let device = Device::open(ordinal)?;
@@ -105,14 +106,14 @@ impl Copies {
         }
         let stride = layer.layer.k.next_multiple_of(8);
         // Half-precision numbers of either sign between 1/16 and 1/8.
-        let pattern = (0..2 * MOST_ROWS * stride).map(|i| match i % 4 {
+        let pattern = (0..2 * ROWS_AT_ONCE * stride).map(|i| match i % 4 {
             1 => 0x2c,
             3 => 0xac,
             _ => (i * 7 % 256) as u8,
         });
-        let x = device.memory(2 * MOST_ROWS * stride)?;
+        let x = device.memory(2 * ROWS_AT_ONCE * stride)?;
         stream.write(&x, &pattern.collect::<Vec<u8>>())?;
-        let y = device.memory(2 * MOST_ROWS * layer.layer.n)?;
+        let y = device.memory(2 * ROWS_AT_ONCE * layer.layer.n)?;
         Ok(Copies { weights, x, y, stride })
     }
 

@@ -4,9 +4,12 @@ use crate::Options;
 use crate::few_rows::{Case, Shape, shapes};
 use crate::receipt::Receipts;
 use crate::support::Random;
+use half::{bf16, f16};
 use mbqc_kernels::cuda::{
-    Device, DeviceError, DeviceProduct, DeviceRows, DeviceWeight, Element, Memory, Spread, Stream, Workspace,
+    Device, DeviceError, DeviceProduct, DeviceRows, DeviceWeight, Element, Memory, Spread, Stream, Tiles, Workspace,
 };
+use mbqc_kernels::dense::convert::FloatType;
+use mbqc_kernels::{Scales, Stored};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -129,6 +132,7 @@ pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receip
     for (bits, count) in cases {
         println!("w{bits}: {count} shapes, {} runs each", options.runs);
     }
+    tiles_are_those_of_the_host(&stream, &mut faults)?;
     rows_do_not_meet(&stream, receipts, &mut faults)?;
     every_weight(&stream, &mut faults)?;
     recorded(&stream, &mut faults)?;
@@ -155,6 +159,39 @@ fn large_shapes() -> Vec<Shape> {
         shapes.push(Shape { bits: 4, element: Element::Bf16, ..shape((3584, 3584), rows) });
     }
     shapes
+}
+
+/// Weights that the device arranges lie as those that the host does: every group, gates, tails, types of scales, no zero points.
+fn tiles_are_those_of_the_host(stream: &Stream, faults: &mut Vec<String>) -> Result<(), DeviceError> {
+    for bits in [2, 3, 4] {
+        for (i, group) in [32, 64, 128, 256].into_iter().enumerate() {
+            for (n, k, gated) in [(33, 300, false), (62, 129, true), (96, 1024, true)] {
+                let shape = Shape { bits, n, k, group, ..Shape::PLAIN };
+                let case = Case::new(shape, |_, _| 0.0);
+                let stored = case.stored();
+                let scales = stored.scales.to_f32();
+                let halves: Vec<u8> = scales.iter().flat_map(|&s| f16::from_f32(s).to_le_bytes()).collect();
+                let brains: Vec<u8> = scales.iter().flat_map(|&s| bf16::from_f32(s).to_le_bytes()).collect();
+                // Not exact in half precision, so that rounding to 20 bits is seen.
+                let odd: Vec<f32> = scales.iter().map(|s| s * 1.0001).collect();
+                let scales = match i {
+                    0 => Scales::F32(&odd),
+                    1 => Scales::Bytes(FloatType::F16, &halves),
+                    2 => Scales::Bytes(FloatType::BF16, &brains),
+                    _ => stored.scales,
+                };
+                let zero_points = stored.zero_points.filter(|_| i != 1);
+                let stored = Stored { scales, zero_points, ..stored };
+                let weight = DeviceWeight::load(stream, shape.format(), &stored, gated)?;
+                let mut bytes = vec![0; weight.bytes()];
+                stream.read(weight.tiles(), &mut bytes)?;
+                if bytes != Tiles::new(shape.format(), &stored, gated)?.bytes {
+                    faults.push(format!("{shape:?}, gated {gated}: the device arranges tiles otherwise than the host"));
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A token row is the same bits alone and among others, whatever the others are.

@@ -14,6 +14,7 @@ mod bench;
 mod check;
 mod few_rows;
 mod misuse;
+mod norms;
 mod receipt;
 #[path = "../../../kernels/tests/support/mod.rs"]
 mod support;
@@ -92,6 +93,7 @@ fn work(options: &Options) -> Result<usize, String> {
     let mut faults = 0;
     if options.does("check") {
         faults += check::all(&device, options, &mut receipts).map_err(text)?;
+        faults += norms::all(&device, &mut receipts).map_err(text)?;
         faults += misuse::all(&device).map_err(text)?;
     }
     receipts.write()?;

@@ -243,6 +243,7 @@ DEVICE float load_partial(const float* at) {
 
 DEVICE float fused(float a, float b, float c) { return std::fma(a, b, c); }
 DEVICE float as_float(u32 bits) { return emulated::bits_to_float(bits); }
+DEVICE u32 as_bits(float value) { return emulated::bits_of_float(value); }
 DEVICE float to_float(F16, u16 bits) { return emulated::half_to_float(bits); }
 DEVICE float to_float(BF16, u16 bits) { return as_float((u32)bits << 16); }
 DEVICE u16 from_float(F16, float value) { return emulated::half_from_float(value); }
@@ -252,6 +253,12 @@ DEVICE u16 from_float(BF16, float value) {
     if (value != value) return 0x7fff;
     return (u16)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
+
+DEVICE float divided(float a, float b) { return a / b; }
+DEVICE float root(float a) { return std::sqrt(a); }
+DEVICE float magnitude(float a) { return std::fabs(a); }
+DEVICE float larger(float a, float b) { return a != a || b != b ? NAN : std::max(a, b); }
+DEVICE int nearest(float a) { return (int)std::nearbyint(a); }
 
 DEVICE float sigmoid(float value) { return 1.0f / (1.0f + std::exp(-value)); }
 

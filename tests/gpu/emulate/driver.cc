@@ -4,7 +4,7 @@
 //
 // The environment says what device it plays: FAKE_CUDA_VERSION (13000), FAKE_CUDA_DEVICES (1), FAKE_CUDA_CAPABILITY (90),
 // FAKE_CUDA_MEMORY and FAKE_CUDA_CACHE (bytes), FAKE_CUDA_REFUSES (an image is refused whose first bytes are these: ELF or PTX).
-#include "few_rows.cuh"
+#include "kernels.cuh"
 
 #define API extern "C" __attribute__((visibility("default"))) int
 
@@ -181,12 +181,12 @@ API cuModuleGetFunction(const Entry** function, Module* module, const char* name
 }
 API cuLaunchKernelEx(const Config* config, const Entry* entry, void** parameters, void**) {
     Config copy = *config;
-    Small arguments = *(const Small*)parameters[0];
     static u64 seed;
-    int needed = entry->nt == 1 ? small_shared<1>() : small_shared<2>();
-    if (copy.block[0] != 32 * WARPS || copy.block[1] != 1 || copy.grid[2] != 1 || (int)copy.shared != needed) return INVALID_VALUE;
+    if ((int)copy.block[0] != entry->threads || copy.block[1] != 1 || copy.grid[2] != 1 || (int)copy.shared != entry->shared)
+        return INVALID_VALUE;
+    auto arguments = std::make_shared<std::vector<char>>((char*)parameters[0], (char*)parameters[0] + entry->bytes);
     put(config->stream, [=] {
-        emulated::launch(copy.grid[0], copy.grid[1], copy.block[0], copy.shared, seed++, [&] { entry->kernel(arguments); });
+        emulated::launch(copy.grid[0], copy.grid[1], copy.block[0], std::max(16u, copy.shared), seed++, [&] { entry->run(arguments->data()); });
     });
     return SUCCESS;
 }

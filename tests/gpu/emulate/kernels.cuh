@@ -1,0 +1,42 @@
+// The kernels by name, for programs on the host.
+#pragma once
+#include "../../../kernels/cuda/norm.cu"
+#include "../../../kernels/w2/kernel.cu"
+#include "../../../kernels/w3/kernel.cu"
+#include "../../../kernels/w4/kernel.cu"
+
+struct Entry {
+    const char* name;
+    void (*run)(const void* arguments);
+    size_t bytes;  // of the arguments
+    int threads;
+    int shared;  // bytes of dynamic shared memory
+};
+
+template <class Arguments, void KERNEL_OF(Arguments)>
+static void run_kernel(const void* arguments) {
+    KERNEL_OF(*(const Arguments*)arguments);
+}
+
+#define ENTRY(name, Arguments, threads, shared) {#name, run_kernel<const Arguments, name>, sizeof(Arguments), threads, shared}
+#define ROWS_ENTRY(name, type, rows, group) ENTRY(name##_##type##_##rows##_g##group, Small, 256, small_shared<rows / 8>())
+#define GROUPS(name, type, rows) \
+    ROWS_ENTRY(name, type, rows, 128), ROWS_ENTRY(name, type, rows, 64), ROWS_ENTRY(name, type, rows, 32)
+#define ENTRIES(name) GROUPS(name, f16, 8), GROUPS(name, f16, 16), GROUPS(name, bf16, 8), GROUPS(name, bf16, 16)
+static const Entry KERNELS[] = {
+    ENTRIES(w2a16),
+    ENTRIES(w3a16),
+    ENTRIES(w4a16),
+    ENTRY(w2_repack, Repack, 128, 0),
+    ENTRY(w3_repack, Repack, 128, 0),
+    ENTRY(w4_repack, Repack, 128, 0),
+    ENTRY(norm_f16, Norm, 256, 64),
+    ENTRY(norm_bf16, Norm, 256, 64),
+};
+
+// `nullptr` if there is none of that name.
+static const Entry* find_kernel(const char* name) {
+    for (const Entry& one : KERNELS)
+        if (!strcmp(one.name, name)) return &one;
+    return nullptr;
+}
