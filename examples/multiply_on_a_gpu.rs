@@ -36,7 +36,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let bytes: Vec<u8> = x.iter().flat_map(|x| x.to_le_bytes()).collect();
     stream.write(&on_device, &bytes)?;
     let product = DeviceProduct {
-        x: DeviceRows { memory: &on_device, stride },
+        x: DeviceRows { memory: &on_device, stride }.into(),
         rows,
         element: Element::F16,
         bias: None,

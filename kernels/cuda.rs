@@ -9,7 +9,7 @@
 //! let x = stream.device().memory(2 * weight.k().next_multiple_of(8))?;
 //! let y = stream.device().memory(2 * weight.outputs())?;
 //! let product = DeviceProduct {
-//!     x: DeviceRows { memory: &x, stride: weight.k().next_multiple_of(8) },
+//!     x: DeviceRows { memory: &x, stride: weight.k().next_multiple_of(8) }.into(),
 //!     y: DeviceRows { memory: &y, stride: weight.outputs() },
 //!     rows: 1,
 //!     element: Element::F16,
@@ -39,8 +39,8 @@ pub use error::DeviceError;
 pub use images::{Unit, source_hash};
 pub use norm::{DeviceNorm, DeviceTokens, NormKind, Norms};
 pub use spread::Spread;
-pub use tiles::{Quarter, TILE_CHANNELS, TILE_K, TileCodes, Tiles};
-pub use weight::{DeviceProduct, DeviceRows, DeviceWeight, Element, ROWS_AT_ONCE, Workspace};
+pub use tiles::{Fragments, Quarter, TILE_CHANNELS, TILE_K, TileCodes, Tiles};
+pub use weight::{DeviceInput, DeviceProduct, DeviceRows, DeviceWeight, Element, ROWS_AT_ONCE, Workspace};
 
 use crate::format::FORMATS;
 

@@ -23,6 +23,7 @@ pub struct Unit {
 /// What sources include.
 const HEADERS: &[(&str, &str)] = &[
     ("small.cuh", include_str!("small.cuh")),
+    ("integer.cuh", include_str!("integer.cuh")),
     ("repack.cuh", include_str!("repack.cuh")),
     ("decode.cuh", include_str!("decode.cuh")),
     ("arch.cuh", include_str!("device/arch.cuh")),

@@ -60,6 +60,15 @@ DEVICE Tile<WORDS, SUBS> load_tile(const u8* tile, int lane) {
     return loaded;
 }
 
+// Codes alone.
+template <int WORDS>
+DEVICE Tile<WORDS, 1> load_codes(const u8* tile, int lane) {
+    Tile<WORDS, 1> loaded;
+#pragma unroll
+    for (int i = 0; i < WORDS; i++) loaded.codes[i] = load_weights(tile + 512 * i + 16 * lane);
+    return loaded;
+}
+
 // Eight of a row of x from `at` on; zeros from `k` on, if the row may end there.
 template <bool ENDS>
 DEVICE Words load_x(const u16* x_of_all, int row, int at, int k) {
@@ -148,14 +157,24 @@ DEVICE void add_tile(float (&out)[2][NT][4], const Tile<Weight::WORDS, SUBS>& ti
     }
 }
 
+// Sums of products of floats: what they stand for is what they are.
+struct FloatSums {
+    typedef float Sum;
+    static DEVICE float stored(Sum sum) { return sum; }
+    static DEVICE Sum loaded(float bits) { return bits; }
+    DEVICE float value(Sum sum, int, int) const { return sum; }
+};
+
 // What a block has for channel `row` of its 32 and token row `column`, to `y`.
-template <class T>
-DEVICE void finish(const Small& a, int tile, int row, int column, float own, float up) {
+template <class T, class Sums>
+DEVICE void finish(const Small& a, const Sums& kind, int tile, int row, int column, typename Sums::Sum own_sum, typename Sums::Sum up_sum) {
     int outputs = a.gated ? a.n / 2 : a.n;
     int channel = (a.gated ? 16 : 32) * tile + row;
     if (channel >= outputs || column >= a.rows) return;
+    float own = kind.value(own_sum, channel, column);
     if (a.bias) own += to_float(T(), a.bias[channel]);
     if (a.gated) {
+        float up = kind.value(up_sum, outputs + channel, column);
         if (a.bias) up += to_float(T(), a.bias[outputs + channel]);
         own = own * sigmoid(own) * up;
     }
@@ -177,9 +196,76 @@ DEVICE constexpr int small_shared() {
 // Where the sum of an output lies in shared memory: neither the lanes of a fragment nor 32 rows meet in a bank.
 DEVICE int shared_place(int row, int column) { return 32 * column + (row ^ 8 * (column / 2 % 4)); }
 
+// From what warps have, in the order of fragments, to y.
+template <class T, int NT, class Sums>
+DEVICE void finish_block(const Small& a, const Sums& kind, const typename Sums::Sum (&out)[2][NT][4], int lane, int warp) {
+    typedef typename Sums::Sum Sum;
+    const int COLUMNS = 8 * NT, ALL = 32 * COLUMNS;
+    int together = 1 << a.together_log, row_tiles = (a.n + 31) / 32, split = block_y();
+    Sum* sums = (Sum*)shared_memory();
+#pragma unroll
+    for (int mt = 0; mt < 2; mt++)
+#pragma unroll
+        for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                int row = 16 * mt + 8 * (i / 2) + lane / 4, column = 8 * nt + 2 * (lane % 4) + i % 2;
+                sums[warp * ALL + shared_place(row, column)] = out[mt][nt][i];
+            }
+    sync();
+    // A thread has NT outputs of each row of tiles; those of a warp are of one column.
+    int first = block_x() * together;
+#pragma unroll 1
+    for (int r = 0; r < together && first + r < row_tiles; r++) {
+#pragma unroll
+        for (int i = 0; i < NT; i++) {
+            int row = thread() % 32, column = thread() / 32 + 8 * i;
+            if (column >= a.rows) continue;
+            Sum own = 0;
+            for (int w = r; w < WARPS; w += together) own += sums[w * ALL + shared_place(row, column)];
+            // Where it is put, only this thread has read.
+            sums[r * ALL + shared_place(row, column)] = own;
+            if (a.splits > 1) store_partial(a.partial + ((u64)split * row_tiles + first + r) * ALL + thread() + 256 * i, Sums::stored(own));
+        }
+    }
+    if (a.splits > 1) {
+        u32* last = (u32*)(sums + WARPS * ALL);
+        sync();
+        if (thread() == 0) *last = arrive(a.arrived + block_x()) == (u32)a.splits - 1;
+        sync();
+        if (!*last) return;
+        if (thread() == 0) a.arrived[block_x()] = 0;
+#pragma unroll 1
+        for (int r = 0; r < together && first + r < row_tiles; r++) {
+#pragma unroll
+            for (int i = 0; i < NT; i++) {
+                int row = thread() % 32, column = thread() / 32 + 8 * i;
+                if (column >= a.rows) continue;
+                Sum own = 0;
+#pragma unroll 4
+                for (int s = 0; s < a.splits; s++)
+                    own += Sums::loaded(load_partial(a.partial + ((u64)s * row_tiles + first + r) * ALL + thread() + 256 * i));
+                sums[r * ALL + shared_place(row, column)] = own;
+            }
+        }
+    }
+    // The other half of a pair lies with another thread.
+    if (a.gated) sync();
+#pragma unroll 1
+    for (int r = 0; r < together && first + r < row_tiles; r++) {
+#pragma unroll
+        for (int i = 0; i < NT; i++) {
+            int row = thread() % 32, column = thread() / 32 + 8 * i;
+            if (column >= a.rows || (a.gated && row >= 16)) continue;
+            const Sum* own = sums + r * ALL;
+            Sum up = a.gated ? own[shared_place(row + 16, column)] : 0;
+            finish<T>(a, kind, first + r, row, column, own[shared_place(row, column)], up);
+        }
+    }
+}
+
 template <class T, class Weight, int NT, int SUBS>
 DEVICE void small(const Small& a) {
-    const int COLUMNS = 8 * NT, ALL = 32 * COLUMNS;
     // Tiles that are on their way while one is multiplied, as many as registers allow.
     const bool MANY = NT == 1 ? SUBS <= 2 && 4 * Weight::WORDS + SUBS <= 17 : blocks_together(NT, SUBS, Weight::WORDS) == 1;
     const int AHEAD = MANY ? 2 : 1, SLOTS = AHEAD + 1;
@@ -239,66 +325,7 @@ DEVICE void small(const Small& a) {
         add_tile<T, Weight, NT, SUBS, true>(out, load_tile<WORDS, SUBS>(last, lane), a, rows, at, lane);
     }
 
-    float* sums = (float*)shared_memory();
-#pragma unroll
-    for (int mt = 0; mt < 2; mt++)
-#pragma unroll
-        for (int nt = 0; nt < NT; nt++)
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                int row = 16 * mt + 8 * (i / 2) + lane / 4, column = 8 * nt + 2 * (lane % 4) + i % 2;
-                sums[warp * ALL + shared_place(row, column)] = out[mt][nt][i];
-            }
-    sync();
-    // A thread has NT outputs of each row of tiles; those of a warp are of one column.
-    int first = block_x() * together;
-#pragma unroll 1
-    for (int r = 0; r < together && first + r < row_tiles; r++) {
-#pragma unroll
-        for (int i = 0; i < NT; i++) {
-            int row = thread() % 32, column = thread() / 32 + 8 * i;
-            if (column >= a.rows) continue;
-            float own = 0.0f;
-            for (int w = r; w < WARPS; w += together) own += sums[w * ALL + shared_place(row, column)];
-            // Where it is put, only this thread has read.
-            sums[r * ALL + shared_place(row, column)] = own;
-            if (a.splits > 1) store_partial(a.partial + ((u64)split * row_tiles + first + r) * ALL + thread() + 256 * i, own);
-        }
-    }
-    if (a.splits > 1) {
-        u32* last = (u32*)(sums + WARPS * ALL);
-        sync();
-        if (thread() == 0) *last = arrive(a.arrived + block_x()) == (u32)a.splits - 1;
-        sync();
-        if (!*last) return;
-        if (thread() == 0) a.arrived[block_x()] = 0;
-#pragma unroll 1
-        for (int r = 0; r < together && first + r < row_tiles; r++) {
-#pragma unroll
-            for (int i = 0; i < NT; i++) {
-                int row = thread() % 32, column = thread() / 32 + 8 * i;
-                if (column >= a.rows) continue;
-                float own = 0.0f;
-#pragma unroll 4
-                for (int s = 0; s < a.splits; s++)
-                    own += load_partial(a.partial + ((u64)s * row_tiles + first + r) * ALL + thread() + 256 * i);
-                sums[r * ALL + shared_place(row, column)] = own;
-            }
-        }
-    }
-    // The other half of a pair lies with another thread.
-    if (a.gated) sync();
-#pragma unroll 1
-    for (int r = 0; r < together && first + r < row_tiles; r++) {
-#pragma unroll
-        for (int i = 0; i < NT; i++) {
-            int row = thread() % 32, column = thread() / 32 + 8 * i;
-            if (column >= a.rows || (a.gated && row >= 16)) continue;
-            const float* own = sums + r * ALL;
-            float up = a.gated ? own[shared_place(row + 16, column)] : 0.0f;
-            finish<T>(a, first + r, row, column, own[shared_place(row, column)], up);
-        }
-    }
+    finish_block<T, NT>(a, FloatSums(), out, lane, warp);
 }
 
 // {name}_{type}_{token rows}_g{group}: groups of 256 have their scale twice.

@@ -5,21 +5,23 @@
 //! loads its own in accesses of 16 bytes, as many as a code has bits; activations are read in their natural order.
 //!
 //! ```text
-//! lane (g = lane / 4, t = lane % 4), of the 32 rows:    g, g + 8 | g + 16, g + 24      mt = 0 | 1
-//!                                    of 128 along k:    64 kh + 32 u + 8 t + 0..8      kh, u = 0, 1
+//! lane (g = lane / 4, t = lane % 4), of the 32 rows:     g, g + 8 | g + 16, g + 24     mt = 0 | 1
+//! of 128 along k, for 16-bit activations:                64 kh + 32 u + 8 t + 0..8     kh, u = 0, 1
+//!                 for bytes:                             64 kh + 16 t + 0..16
 //!
-//! mma step s = 2 u + (e / 4) of (mt, kh), e in 0..8 the place among the eight:
-//!     register r = 2 (e / 2 % 2) + (row / 8 % 2), half e % 2          pair 4 s + r
+//! of the 32 weights of (mt, kh), the one at e among the eight (u and e) or sixteen along k:
+//!     16-bit:   step 2 u + e / 4,   register 2 (e / 2 % 2) + (row / 8 % 2),   e % 2 in it
+//!     bytes:    step e / 8,         register 2 (e / 4 % 2) + (row / 8 % 2),   e % 4 in it
 //! ```
 //!
-//! Behind the codes lie `[32 rows, groups of the tile]` words of scale and zero point: the scale as f32, whose four lowest bits
+//! Behind the codes of weights that have groups lie `[32 rows, groups of the tile]` words of scale and zero point: the scale as f32, whose four lowest bits
 //! are the zero point. That is exact for scales of half precision and bfloat16, and within 2^-20 for single ones.
 
 use super::images::Unit;
 use crate::affine::Codes;
 use crate::blocks;
 use crate::error::{Error, check_length};
-use crate::format::{Format, Stored};
+use crate::format::{Format, Scheme, Stored};
 
 /// Output channels of a tile.
 pub const TILE_CHANNELS: usize = 32;
@@ -39,7 +41,8 @@ pub struct Tiles {
     pub n: usize,
     /// Input channels.
     pub k: usize,
-    /// Groups of a row of a tile: 1 (groups of 128 or 256), 2 (64) or 4 (32).
+    /// Groups of a row of a tile: 1 (groups of 128 or 256), 2 (64) or 4 (32); 0 if a scale belongs to an output channel, and
+    /// lies elsewhere.
     pub groups: usize,
     /// Whether rows 0 to 15 of a tile are a gate's and rows 16 to 31 those of the other half.
     pub gated: bool,
@@ -51,29 +54,48 @@ struct Place {
     lane: usize,
     /// `2 mt + kh`: 32 weights of the lane.
     quarter: usize,
-    /// Pair of the 32, in the order in which they are multiplied.
-    pair: usize,
-    /// Which of the pair.
-    half: usize,
+    /// Which of the 32, in the order of registers.
+    index: usize,
 }
 
-impl Place {
+/// The instruction that multiplies, which decides what a lane has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fragments {
+    /// `mma.m16n8k16` of 16-bit numbers: two to a register.
+    Halves,
+    /// `mma.m16n8k32` of signed bytes: four to a register.
+    Bytes,
+}
+
+impl Fragments {
     /// Of the weight at `row` in 0..32 and `k` in 0..128.
-    fn of(row: usize, k: usize) -> Place {
-        let (kh, u, t, e) = (k / 64, k / 32 % 2, k / 8 % 4, k % 8);
-        let (step, register) = (2 * u + e / 4, 2 * (e / 2 % 2) + row / 8 % 2);
-        Place { lane: 4 * (row % 8) + t, quarter: 2 * (row / 16) + kh, pair: 4 * step + register, half: e % 2 }
+    fn place(self, row: usize, k: usize) -> Place {
+        let (t, index) = match self {
+            Fragments::Halves => {
+                let (u, t, e) = (k / 32 % 2, k / 8 % 4, k % 8);
+                let (step, register) = (2 * u + e / 4, 2 * (e / 2 % 2) + row / 8 % 2);
+                (t, 8 * step + 2 * register + e % 2)
+            }
+            Fragments::Bytes => {
+                let (t, e) = (k / 16 % 4, k % 16);
+                let (step, register) = (e / 8, 2 * (e / 4 % 2) + row / 8 % 2);
+                (t, 16 * step + 4 * register + e % 4)
+            }
+        };
+        Place { lane: 4 * (row % 8) + t, quarter: 2 * (row / 16) + k / 64, index }
     }
 }
 
-/// How the codes of a format lie in a tile: what a lane has of a quarter of the tile, 32 weights as 16 pairs, in words.
+/// How the codes of a format lie in a tile: what a lane has of a quarter of the tile, 32 weights, in words.
 pub struct TileCodes {
     /// The kernels that read it.
     pub unit: &'static Unit,
+    /// What they multiply by.
+    pub fragments: Fragments,
     /// Words for 32 weights: as many as a code has bits.
     pub words: usize,
-    /// Where a code goes: its pair, which of the pair it is, the code.
-    pub put: fn(&mut Quarter<'_>, usize, usize, u8),
+    /// Where a code goes: which of the 32 it is, the code.
+    pub put: fn(&mut Quarter<'_>, usize, u8),
 }
 
 /// The words of a lane for 32 weights.
@@ -99,16 +121,32 @@ impl TileCodes {
     pub(crate) const fn fields<const BITS: usize>(unit: &'static Unit) -> TileCodes {
         TileCodes {
             unit,
+            fragments: Fragments::Halves,
             words: BITS,
-            put: |words, pair, half, code| {
-                let to_a_word = 16 / BITS;
+            put: |words, index, code| {
+                let (to_a_word, pair, half) = (16 / BITS, index / 2, index % 2);
                 words.set(pair / to_a_word, BITS * (pair % to_a_word) + 16 * half, code);
             },
         }
     }
 
+    /// Signed bytes, from codes whose zero is 128, register by register.
+    pub(crate) const fn bytes(unit: &'static Unit) -> TileCodes {
+        let put = |words: &mut Quarter<'_>, index: usize, code: u8| words.set(index / 4, 8 * (index % 4), code ^ 128);
+        TileCodes { unit, fragments: Fragments::Bytes, words: 8, put }
+    }
+
+    /// Signed nibbles, from codes whose zero is 8: two registers to a word, the first in the upper halves of its bytes.
+    pub(crate) const fn nibbles(unit: &'static Unit) -> TileCodes {
+        let put = |words: &mut Quarter<'_>, index: usize, code: u8| {
+            let (register, byte) = (index / 4, index % 4);
+            words.set(register / 2, 8 * byte + 4 * (1 - register % 2), code ^ 8);
+        };
+        TileCodes { unit, fragments: Fragments::Bytes, words: 4, put }
+    }
+
     /// Bytes of the codes of a tile.
-    fn bytes(&self) -> usize {
+    fn size(&self) -> usize {
         512 * self.words
     }
 }
@@ -131,21 +169,24 @@ impl Geometry {
     pub(super) fn of(format: &'static Format, stored: &Stored<'_>, gated: bool) -> Result<Geometry, Error> {
         let &Stored { n, k, group, .. } = stored;
         let codes = format.tiles.ok_or(Error::Device { format: format.name })?;
-        let groups = match group {
-            128 | 256 => 1,
-            32 | 64 => TILE_K / group,
-            _ => return Err(Error::Group { group }),
+        let groups = match (format.scheme, group) {
+            (Scheme::WeightActivation, _) => 0,
+            (Scheme::WeightOnly, 128 | 256) => 1,
+            (Scheme::WeightOnly, 32 | 64) => TILE_K / group,
+            (Scheme::WeightOnly, _) => return Err(Error::Group { group }),
         };
         if gated {
             check_length("the gated weight (output channels)", n, n / 2 * 2)?;
         }
         stored.check(format)?;
-        blocks::zero_points(format, stored, k.div_ceil(group))?;
+        if groups != 0 {
+            blocks::zero_points(format, stored, k.div_ceil(group))?;
+        }
         Ok(Geometry { row_tiles: n.div_ceil(TILE_CHANNELS), k_tiles: k.div_ceil(TILE_K), groups, codes })
     }
 
     pub(super) fn tile_bytes(&self) -> usize {
-        self.codes.bytes() + size_of::<u32>() * TILE_CHANNELS * self.groups
+        self.codes.size() + size_of::<u32>() * TILE_CHANNELS * self.groups
     }
 
     /// Of all tiles.
@@ -198,13 +239,13 @@ impl Tiles {
 /// Codes and scales of some rows of a tile, from its row `first` on.
 fn fill(codes: &Codes, first: usize, k_tile: usize, groups: usize, tile: &mut [u8], codes_of_tile: &TileCodes) {
     let start = TILE_K * k_tile;
-    let (own, scales) = tile.split_at_mut(codes_of_tile.bytes());
+    let (own, scales) = tile.split_at_mut(codes_of_tile.size());
     for row in 0..codes.n {
         let along_k = &codes.codes[row * codes.k..(row + 1) * codes.k][start..codes.k.min(start + TILE_K)];
         for (k, &code) in along_k.iter().enumerate() {
-            let Place { lane, quarter, pair, half } = Place::of(first + row, k);
+            let Place { lane, quarter, index } = codes_of_tile.fragments.place(first + row, k);
             let mut words = Quarter { tile: &mut *own, lane, first: codes_of_tile.words * quarter };
-            (codes_of_tile.put)(&mut words, pair, half, code);
+            (codes_of_tile.put)(&mut words, index, code);
         }
         for i in 0..groups {
             let begins = start + TILE_K / groups * i;
@@ -231,13 +272,13 @@ mod tests {
 
     #[test]
     fn every_place_of_a_tile_is_somebodys() {
-        let mut seen = vec![false; TILE_CHANNELS * TILE_K];
-        for row in 0..TILE_CHANNELS {
-            for k in 0..TILE_K {
-                let Place { lane, quarter, pair, half } = Place::of(row, k);
-                assert!(lane < 32 && quarter < 4 && pair < 16 && half < 2);
-                let place = ((lane * 4 + quarter) * 16 + pair) * 2 + half;
-                assert!(!std::mem::replace(&mut seen[place], true), "row {row}, k {k}");
+        for fragments in [Fragments::Halves, Fragments::Bytes] {
+            let mut seen = vec![false; TILE_CHANNELS * TILE_K];
+            for (row, k) in (0..TILE_CHANNELS).flat_map(|row| (0..TILE_K).map(move |k| (row, k))) {
+                let Place { lane, quarter, index } = fragments.place(row, k);
+                assert!(lane < 32 && quarter < 4 && index < 32);
+                let place = (lane * 4 + quarter) * 32 + index;
+                assert!(!std::mem::replace(&mut seen[place], true), "{fragments:?}: row {row}, k {k}");
             }
         }
     }

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::driver::{Device, Grid, Kernel, Memory, Stream};
 use super::error::DeviceError;
+use super::norm::DeviceTokens;
 use super::spread::Spread;
-use super::tiles::{Geometry, TILE_CHANNELS, TILE_K};
+use super::tiles::{Geometry, TILE_CHANNELS, TILE_K, Tiles};
 use crate::dense::convert::FloatType;
 use crate::error::{Error, length};
 use crate::format::{Format, Stored};
@@ -48,6 +49,8 @@ pub struct DeviceWeight {
     row_tiles: usize,
     k_tiles: usize,
     tiles: Memory,
+    /// `[n]`, f32, if a scale belongs to an output channel.
+    scales: Option<Memory>,
     /// By element, and for 8 or 16 token rows.
     kernels: [[Kernel; 2]; 2],
 }
@@ -61,14 +64,46 @@ pub struct DeviceRows<'a> {
     pub stride: usize,
 }
 
+/// The activations of a product.
+#[derive(Clone, Copy, Debug)]
+pub enum DeviceInput<'a> {
+    /// `[rows, k]` of 16-bit numbers, at multiples of 16 bytes, whole groups of 8 to a row (what lies behind k is not looked at): for
+    /// weights alone.
+    Numbers(DeviceRows<'a>),
+    /// Rounded to bytes, as by [`Norms`](super::Norms): for weights and activations.
+    Tokens(DeviceTokens<'a>),
+}
+
+impl<'a> From<DeviceRows<'a>> for DeviceInput<'a> {
+    fn from(rows: DeviceRows<'a>) -> DeviceInput<'a> {
+        DeviceInput::Numbers(rows)
+    }
+}
+
+impl<'a> From<DeviceTokens<'a>> for DeviceInput<'a> {
+    fn from(tokens: DeviceTokens<'a>) -> DeviceInput<'a> {
+        DeviceInput::Tokens(tokens)
+    }
+}
+
+impl<'a> DeviceInput<'a> {
+    /// Its rows, the bytes of a number, and the scales of the rows.
+    fn parts(self) -> (DeviceRows<'a>, usize, Option<&'a Memory>) {
+        match self {
+            DeviceInput::Numbers(rows) => (rows, 2, None),
+            DeviceInput::Tokens(DeviceTokens { codes, scales }) => (codes, 1, Some(scales)),
+        }
+    }
+}
+
 /// What a device computes: `y = x W^T`, and what its epilogue makes of it, in the order bias, gate, residual.
 #[derive(Clone, Copy, Debug)]
 pub struct DeviceProduct<'a> {
-    /// `[rows, k]`, at multiples of 16 bytes, whole groups of 8 numbers to a row (what lies behind k is not looked at).
-    pub x: DeviceRows<'a>,
+    /// Activations, of the kind that the weight's format multiplies.
+    pub x: DeviceInput<'a>,
     /// Token rows; 0 is no work. From [`ROWS_AT_ONCE`] on, time grows with them: there is no kernel for many rows yet.
     pub rows: usize,
-    /// Of `x`, `bias`, `residual`, and of `y` unless `single`.
+    /// Of `x` if that is numbers, `bias`, `residual`, and of `y` unless `single`.
     pub element: Element,
     /// `[n]`.
     pub bias: Option<&'a Memory>,
@@ -132,6 +167,15 @@ struct Arguments {
     single: i32,
 }
 
+/// The one parameter of a kernel: `Integer` in `integer.cuh`.
+#[repr(C)]
+struct IntegerArguments {
+    few: Arguments,
+    codes: u64,
+    token_scales: u64,
+    scales: u64,
+}
+
 impl DeviceWeight {
     /// Arranges a stored weight and copies it to the stream's device; with `gated`, `[gate; up]`, of which a product makes
     /// `silu(gate) * up`.
@@ -156,14 +200,29 @@ impl DeviceWeight {
         let geometry = Geometry::of(format, stored, gated)?;
         let device = stream.device();
         let kernel = |element: Element, rows: usize| {
-            let group = TILE_K / geometry.groups;
-            device.kernel(layout.unit, &format!("{}a16_{}_{rows}_g{group}", format.name, element.name()))
+            let (name, element) = (format.name, element.name());
+            let name = match geometry.groups {
+                0 => format!("{name}_{element}_{rows}"),
+                groups => format!("{name}a16_{element}_{rows}_g{}", TILE_K / groups),
+            };
+            device.kernel(layout.unit, &name)
         };
         let both = |element| Ok::<_, DeviceError>([kernel(element, 8)?, kernel(element, 16)?]);
         let kernels = [both(Element::F16)?, both(Element::Bf16)?];
         let tiles = device.memory(geometry.bytes())?;
         let Geometry { row_tiles, k_tiles, .. } = geometry;
-        let weight = DeviceWeight { format, n, k, gated, row_tiles, k_tiles, tiles, kernels };
+        let weight = DeviceWeight { format, n, k, gated, row_tiles, k_tiles, tiles, scales: None, kernels };
+        if geometry.groups == 0 {
+            if k > MOST_SUMMED {
+                let expected = format!("up to {MOST_SUMMED}: longer sums of bytes overflow");
+                return Err(DeviceError::Shape { what: "the input channels of a weight", found: k, expected });
+            }
+            let scales: Vec<u8> = stored.scales.to_f32().iter().flat_map(|scale| scale.to_le_bytes()).collect();
+            let memory = device.memory(scales.len())?;
+            stream.write(&memory, &scales)?;
+            stream.write(&weight.tiles, &Tiles::new(format, stored, gated)?.bytes)?;
+            return Ok(DeviceWeight { scales: Some(memory), ..weight });
+        }
 
         let placed = |bytes: &[u8]| {
             let memory = device.memory(bytes.len())?;
@@ -272,11 +331,17 @@ impl DeviceWeight {
         self.check(stream, product, spread, workspace)?;
         for first in (0..rows).step_by(ROWS_AT_ONCE) {
             let behind = |memory: &Memory, bytes: usize| memory.part(first * bytes..memory.bytes());
-            let own_x = behind(x.memory, 2 * x.stride)?;
+            let (rows_of_x, number, scales) = x.parts();
+            let own_x = behind(rows_of_x.memory, number * rows_of_x.stride)?;
+            let own_scales = scales.map(|scales| behind(scales, 4)).transpose()?;
+            let own_x = DeviceRows { memory: &own_x, ..rows_of_x };
             let own_residual = residual.map(|residual| behind(residual, 2 * y.stride)).transpose()?;
             let own_y = behind(y.memory, if single { 4 } else { 2 } * y.stride)?;
             let some = DeviceProduct {
-                x: DeviceRows { memory: &own_x, ..x },
+                x: match &own_scales {
+                    Some(scales) => DeviceTokens { codes: own_x, scales }.into(),
+                    None => own_x.into(),
+                },
                 rows: (rows - first).min(ROWS_AT_ONCE),
                 residual: own_residual.as_ref(),
                 y: DeviceRows { memory: &own_y, ..y },
@@ -296,6 +361,7 @@ impl DeviceWeight {
         workspace: &mut Workspace,
     ) -> Result<(), DeviceError> {
         let &DeviceProduct { x, rows, element, bias, residual, y, single, .. } = product;
+        let (x, _, token_scales) = x.parts();
         let shared_rows = if rows <= 8 { 8 } else { 16 };
         let kernel = &self.kernels[usize::from(element == Element::Bf16)][usize::from(rows > 8)];
         let address = |memory: Option<&Memory>| memory.map_or(0, Memory::at);
@@ -330,6 +396,21 @@ impl DeviceWeight {
         let uses = [Some(&self.tiles), Some(x.memory), bias, residual, Some(y.memory)];
         let mut uses: Vec<&Memory> = uses.into_iter().flatten().collect();
         uses.extend([&workspace.partial, &workspace.arrived]);
+        if let (Some(scales), Some(token_scales)) = (&self.scales, token_scales) {
+            uses.extend([scales, token_scales]);
+            let arguments = IntegerArguments {
+                codes: arguments.x,
+                token_scales: token_scales.at(),
+                scales: scales.at(),
+                few: Arguments { x: 0, ..arguments },
+            };
+            // SAFETY: as below; kernels of formats with scales of channels have this parameter, and `check` has seen that x is
+            // of their kind.
+            #[expect(unsafe_code, reason = "kernels trust their arguments")]
+            unsafe {
+                return stream.launch(kernel, grid, &arguments, &uses);
+            }
+        }
         // SAFETY: `Arguments` is the parameter of these kernels, field by field; `check` has seen that all memory is as large as
         // they expect, and all of it is in `uses`.
         #[expect(unsafe_code, reason = "kernels trust their arguments")]
@@ -361,10 +442,20 @@ impl DeviceWeight {
         stream.own("the weight", &self.tiles)?;
         let outputs = self.outputs();
         let size = if single { 4 } else { 2 };
-        stride("the stride of x", x.stride, self.k.next_multiple_of(8), 8, rows)?;
+        let (x, number, token_scales) = x.parts();
+        if token_scales.is_some() != self.scales.is_some() {
+            let (found, expected) = if number == 1 { (8, "16, numbers") } else { (16, "8, rounded to bytes") };
+            let what = "the number of bits of an activation";
+            return Err(DeviceError::Shape { what, found, expected: format!("{expected}, for {}", self.format.name) });
+        }
+        let whole = self.k.next_multiple_of(16 / number);
+        stride("the stride of x", x.stride, whole, 16 / number, rows)?;
+        if let Some(scales) = token_scales {
+            memory(stream, "the scales of x", scales, 4 * rows, 4)?;
+        }
         stride("the stride of y", y.stride, outputs, 1, rows)?;
         let in_all = |stride: usize, last: usize, size: usize| ((rows - 1) * stride + last) * size;
-        memory(stream, "x", x.memory, in_all(x.stride, self.k.next_multiple_of(8), 2), 16)?;
+        memory(stream, "x", x.memory, in_all(x.stride, whole, number), 16)?;
         memory(stream, "y", y.memory, in_all(y.stride, outputs, size), size)?;
         if let Some(bias) = bias {
             memory(stream, "the bias", bias, 2 * self.n, 2)?;
@@ -376,7 +467,8 @@ impl DeviceWeight {
         memory(stream, "the workspace's partial sums", &workspace.partial, partial, 4)?;
         memory(stream, "the workspace's counts", &workspace.arrived, arrived, 4)?;
         let in_place = |residual: &Memory| !single && residual.start() == y.memory.start();
-        let others = [Some(x.memory), bias, residual.filter(|residual| !in_place(residual)), Some(&self.tiles)];
+        let others =
+            [Some(x.memory), token_scales, bias, residual.filter(|residual| !in_place(residual)), Some(&self.tiles)];
         if others.into_iter().flatten().any(|other| other.overlaps(y.memory)) {
             let expected = "memory that no input lies in, or that of the residual from its first byte on".to_owned();
             return Err(DeviceError::Shape { what: "the first byte of y", found: y.memory.start(), expected });
@@ -396,6 +488,9 @@ impl DeviceWeight {
 
 /// The most input or output channels: a grid has no more blocks in its second direction, of 32 channels each.
 const MOST_CHANNELS: usize = MOST_SPLITS * TILE_CHANNELS;
+
+/// The most input channels of weights whose products are summed as integers: 2^31 over 128 times 127, whole tiles.
+const MOST_SUMMED: usize = 131_072;
 
 /// The most parts of k: a grid has no more blocks in its second direction.
 const MOST_SPLITS: usize = 65535;

@@ -192,7 +192,5 @@ fn weights_without_a_cuda_kernel_are_refused() {
     assert!(tiles("w3", 32, 128, true).is_ok());
     assert!(matches!(tiles("w3", 32, 16, false), Err(Error::Group { group: 16 })));
     assert!(matches!(tiles("w3", 33, 128, true), Err(Error::Length { .. })));
-    for name in ["w8", "w8a8", "w4a8"] {
-        assert!(matches!(tiles(name, 32, 128, false), Err(Error::Device { format }) if format == name));
-    }
+    assert!(matches!(tiles("w8", 32, 128, false), Err(Error::Device { format: "w8" })));
 }

@@ -1,6 +1,6 @@
 //! The tiles of `kernel.cu`, where they are drawn: three words to 32 weights.
 
-use crate::cuda::{TileCodes, Unit};
+use crate::cuda::{Fragments, TileCodes, Unit};
 
 /// Where the five fields of a half of a word begin.
 const FIELDS: [usize; 5] = [0, 3, 6, 10, 13];
@@ -11,10 +11,11 @@ const SPARE: usize = 9;
 /// See `kernel.cu`.
 pub(super) static TILES: TileCodes = TileCodes {
     unit: &Unit { name: "w3", source: include_str!("kernel.cu") },
+    fragments: Fragments::Halves,
     words: 3,
-    put: |words, pair, half, code| match pair {
-        0..15 => words.set(pair / 5, FIELDS[pair % 5] + 16 * half, code),
+    put: |words, index, code| match (index / 2, index % 2) {
+        (pair @ 0..15, half) => words.set(pair / 5, FIELDS[pair % 5] + 16 * half, code),
         // The 16th pair: a bit in each of the three words.
-        _ => (0..3).for_each(|i| words.set(i, SPARE + 16 * half, code >> i & 1)),
+        (_, half) => (0..3).for_each(|i| words.set(i, SPARE + 16 * half, code >> i & 1)),
     },
 };

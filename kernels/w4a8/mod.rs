@@ -6,6 +6,8 @@
 //!
 //! `B: uint8 [n, ceil(k / 2)]`, each nibble the signed weight plus 8; a spare nibble at the end of a row is 0.
 
+mod cuda;
+
 use crate::affine::Levels;
 use crate::format::{Accuracy, Format, Kernel, Schema, Scheme};
 use crate::w4::Nibbles;
@@ -29,5 +31,5 @@ pub(crate) static FORMAT: Format = Format {
         accuracy_level: 4,
     },
     kernels: symmetric::kernels!(FORMAT, Nibbles<true>),
-    tiles: None,
+    tiles: Some(&cuda::TILES),
 };

@@ -2,6 +2,8 @@
 //!
 //! `B: uint8 [n, k]`, the signed weight plus 128.
 
+mod cuda;
+
 use crate::affine::Levels;
 use crate::format::{Accuracy, Format, Kernel, Schema, Scheme};
 use crate::w8::Bytes;
@@ -25,5 +27,5 @@ pub(crate) static FORMAT: Format = Format {
         accuracy_level: 4,
     },
     kernels: symmetric::kernels!(FORMAT, Bytes<true>),
-    tiles: None,
+    tiles: Some(&cuda::TILES),
 };

@@ -27,14 +27,17 @@ import tempfile
 import zipfile
 
 KERNELS = pathlib.Path(__file__).resolve().parents[2] / "kernels"
-UNITS = {unit: KERNELS / unit / "kernel.cu" for unit in ("w2", "w3", "w4")} | {"norm": KERNELS / "cuda/norm.cu"}
-HEADERS = [KERNELS / "cuda" / name for name in ("small.cuh", "repack.cuh", "decode.cuh", "device/arch.cuh")]
+UNITS = {unit: KERNELS / unit / "kernel.cu" for unit in ("w2", "w3", "w4", "w4a8", "w8a8")} | {"norm": KERNELS / "cuda/norm.cu"}
+HEADERS = [KERNELS / "cuda" / name for name in ("small.cuh", "integer.cuh", "repack.cuh", "decode.cuh", "device/arch.cuh")]
 ARCHIVE = KERNELS / "cuda/kernels.zip"
 COSTS = pathlib.Path(__file__).with_name("costs.json")
 OPTIONS = ["--std=c++17", "--fmad=false"]
 ARCHITECTURES = ["sm_80", "sm_89", "sm_90a", "sm_100", "sm_120"]
 REGISTERS = 65536  # of a multiprocessor
 MOST_REGISTERS = 64  # of a thread, where a kernel has no loop over tiles
+
+# Bits of the weight, token rows, for activations of 8 bits: the most instructions that a tile may cost, as below.
+INTEGER_CEILINGS = {(4, 8): (103, 103), (4, 16): (124, 120), (8, 8): (75, 75), (8, 16): (106, 91)}
 
 # Bits, type, token rows, group: the most instructions that a tile of 32 channels x 128 may cost a warp, with all of the loop, from
 # sm_90 on and before it. While an H200 reads a tile of w3 with groups of 128, at full speed, it has time for about 360.
@@ -201,7 +204,7 @@ def round_of(code):
         target = None if isinstance(instruction, str) else jump(instruction)[0]
         if target and places[target] < i:
             body = [one for one in code[places[target] : i] if not isinstance(one, str)]
-            loops.add((sum(one[1] == "HMMA" for one in body), places[target]))
+            loops.add((sum(one[1] in ("HMMA", "IMMA") for one in body), places[target]))
     # What leads back from a case that does not occur is no loop: nothing that runs jumps there.
     rounds = (walk(code, places, start) for products, start in sorted(loops, reverse=True) if products)
     return next((path for path in rounds if path), [])
@@ -226,40 +229,40 @@ def walk(code, places, start):
 
 def judge(name, architecture, used, code):
     """The instructions that a tile costs a warp, and what is wrong with a kernel."""
-    few_rows = re.fullmatch(r"w(\d)a16_(b?f16)_(\d+)_g(\d+)", name)
-    if not few_rows:
-        spilled = used["spilled"] or used["stack"] or any(one[1] in ("LDL", "STL") for one in code if not isinstance(one, str))
-        wrong = [f"{used['spilled']} bytes spilled, a stack of {used['stack']}"] if spilled else []
+    spilled = used["spilled"] or used["stack"] or any(one[1] in ("LDL", "STL") for one in code if not isinstance(one, str))
+    wrong = [f"{used['spilled']} bytes spilled, a stack of {used['stack']}"] if spilled else []
+    shape = re.fullmatch(r"w(\d)a(\d+)_(b?f16)_(\d+)(?:_g(\d+))?", name)
+    if not shape:
         if used["registers"] > MOST_REGISTERS:
             wrong.append(f"{used['registers']} registers, at most {MOST_REGISTERS}")
         return {"instructions": None, **used}, wrong
-    bits, element, rows, group = few_rows.groups()
-    bits, rows, group = int(bits), int(rows), int(group)
+    bits, activations, element, rows, group = shape.groups()
+    bits, rows, group, integers = int(bits), int(rows), int(group or 0), activations == "8"
     newer = int(re.search(r"\d+", architecture).group()) >= 90
     instructions = [one for one in code if not isinstance(one, str)]
     path = round_of(code)
     count = collections.Counter(one[1] for one in path)
-    # A tile is 8 steps of 16 along k for two halves of the channels and for the sums, and that for every 8 token rows.
-    products = 24 * rows // 8
-    tiles, rest = divmod(count["HMMA"], products)
-    wrong = []
+    # A tile is 8 steps of 16 along k for two halves of the channels and for the sums, and that for every 8 token rows; or 4 steps
+    # of 32 bytes for two halves.
+    products = (8 if integers else 24) * rows // 8
+    found = count["IMMA" if integers else "HMMA"]
+    tiles, rest = divmod(found, products)
     if rest or not tiles:
-        wrong.append(f"{count['HMMA']} tensor-core products in the loop, expected a multiple of {products}")
+        wrong.append(f"{found} tensor-core products in the loop, expected a multiple of {products}")
     cost = len(path) / max(tiles, 1)
-    ceiling = CEILINGS[bits, element, rows, group][0 if newer else 1]
+    ceiling = (INTEGER_CEILINGS[bits, rows] if integers else CEILINGS[bits, element, rows, group])[0 if newer else 1]
     if cost > ceiling:
         wrong.append(f"{cost:.0f} instructions a tile, at most {ceiling}")
-    if used["spilled"] or used["stack"] or any(one[1] in ("LDL", "STL") for one in instructions):
-        wrong.append(f"{used['spilled']} bytes spilled, a stack of {used['stack']}")
-    blocks = 1 if rows == 16 and (group < 128 or bits != 3) else 2  # blocks_together() in small.cuh
+    blocks = 1 if not integers and rows == 16 and (group < 128 or bits != 3) else 2  # blocks_together() in small.cuh
     if used["registers"] > REGISTERS // (256 * blocks):
         wrong.append(f"{used['registers']} registers, for {blocks} blocks of 256 threads")
     # Weights: past the first-level cache, 16 bytes at a time; activations through it.
     loads = collections.Counter((".NA" in one[2], ".128" in one[2]) for one in path if one[1] == "LDG")
     if loads[True, True] < bits * tiles:
         wrong.append(f"{loads[True, True]} loads of 16 bytes of weights for {tiles} tiles, expected {bits} each")
-    if loads[False, True] != rows // 2 * tiles or loads[False, False]:
-        wrong.append(f"{loads[False, True]} loads of activations for {tiles} tiles, expected {rows // 2} each")
+    activations = rows // (4 if integers else 2)
+    if loads[False, True] != activations * tiles or loads[False, False]:
+        wrong.append(f"{loads[False, True]} loads of activations for {tiles} tiles, expected {activations} each")
     if count["FMUL"]:
         wrong.append(f"{count['FMUL']} products that are not fused")
     if newer:
@@ -268,7 +271,7 @@ def judge(name, architecture, used, code):
             wrong.append("the next kernel is not let in before this one waits")
         else:
             early = [one for one in instructions[: order.index("ACQBULK")] if one[1] == "LDG"]
-            if len(early) < bits + 1 or any(".NA" not in one[2] for one in early):
+            if len(early) < bits + (not integers) or any(".NA" not in one[2] for one in early):
                 wrong.append("something other than weights is loaded before the wait, or not all of a tile's are")
     return {"instructions": cost, **used}, wrong
 

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use mbqc_kernels::Scheme;
 use mbqc_kernels::cuda::{
-    Device, DeviceError, DeviceProduct, DeviceRows, DeviceWeight, Element, Graph, Memory, ROWS_AT_ONCE, Stream,
-    Workspace,
+    Device, DeviceError, DeviceProduct, DeviceRows, DeviceTokens, DeviceWeight, Element, Graph, Memory, ROWS_AT_ONCE,
+    Stream, Workspace,
 };
 use serde_json::{Value as Json, json};
 
@@ -91,6 +92,8 @@ pub(super) fn bench(
 struct Copies {
     weights: Vec<DeviceWeight>,
     x: Memory,
+    /// Of rows that are rounded to bytes.
+    scales: Memory,
     y: Memory,
     stride: usize,
 }
@@ -104,7 +107,7 @@ impl Copies {
         while weights.len() < count {
             weights.push(weights[0].copy(stream)?);
         }
-        let stride = layer.layer.k.next_multiple_of(8);
+        let stride = layer.layer.k.next_multiple_of(16);
         // Half-precision numbers of either sign between 1/16 and 1/8.
         let pattern = (0..2 * ROWS_AT_ONCE * stride).map(|i| match i % 4 {
             1 => 0x2c,
@@ -113,22 +116,35 @@ impl Copies {
         });
         let x = device.memory(2 * ROWS_AT_ONCE * stride)?;
         stream.write(&x, &pattern.collect::<Vec<u8>>())?;
+        let scales = device.memory(4 * ROWS_AT_ONCE)?;
+        stream.write(&scales, &1f32.to_le_bytes().repeat(ROWS_AT_ONCE))?;
         let y = device.memory(2 * ROWS_AT_ONCE * layer.layer.n)?;
-        Ok(Copies { weights, x, y, stride })
+        Ok(Copies { weights, x, scales, y, stride })
+    }
+
+    /// Whether activations are rounded to bytes.
+    fn rounded(&self) -> bool {
+        self.weights[0].format().scheme == Scheme::WeightActivation
     }
 
     /// Bytes that a product reads and writes.
     fn moved(&self, rows: usize) -> usize {
-        self.weights[0].bytes() + 2 * rows * (self.weights[0].k() + self.weights[0].outputs())
+        let weight = &self.weights[0];
+        weight.bytes() + rows * (weight.k() * if self.rounded() { 1 } else { 2 } + 2 * weight.outputs())
     }
 
     fn graph(&self, stream: &Stream, rows: usize) -> Result<Graph, DeviceError> {
         let mut workspace = Workspace::new(stream, &[&self.weights[0]], None)?;
         let count = self.weights.len().max(PRODUCTS.0).next_multiple_of(self.weights.len());
+        let x = DeviceRows { memory: &self.x, stride: self.stride };
+        let x = match self.rounded() {
+            true => DeviceTokens { codes: x, scales: &self.scales }.into(),
+            false => x.into(),
+        };
         stream.record(|| {
             for weight in self.weights.iter().cycle().take(count) {
                 let product = DeviceProduct {
-                    x: DeviceRows { memory: &self.x, stride: self.stride },
+                    x,
                     rows,
                     element: Element::F16,
                     bias: None,
@@ -195,7 +211,7 @@ fn document(device: &Arc<Device>, timings: &[Timing<'_>], left: &[String], bandw
         "device": about.name,
         "capability": format!("{}.{}", about.capability.0, about.capability.1),
         "kernels": kernels,
-        "activations": "f16",
+        "activations": "f16, or 8 bits where the format says so",
         "copy_bandwidth": bandwidth,
         "layers": layers.collect::<Vec<_>>(),
         "not_timed": left,
@@ -204,7 +220,7 @@ fn document(device: &Arc<Device>, timings: &[Timing<'_>], left: &[String], bandw
 
 fn table(device: &Arc<Device>, timings: &[Timing<'_>], bandwidth: f64) -> String {
     let mut lines = vec![format!(
-        "{}, memory copied at {:.0} GB/s (read and written); activations in half precision, weights from memory, not from a cache",
+        "{}, memory copied at {:.0} GB/s (read and written); activations in half precision (8 bits where the format says so), weights from memory, not from a cache",
         device.about().name,
         bandwidth / 1e9
     )];

@@ -2,17 +2,21 @@
 //! cache is passed through many times), and with one that it holds.
 
 use crate::Options;
-use crate::few_rows::{Case, Shape};
 use crate::receipt::Receipts;
-use crate::support::Random;
+use crate::support::codes_of;
 use mbqc_kernels::cuda::{
-    Device, DeviceError, DeviceProduct, DeviceRows, DeviceWeight, Graph, Memory, Spread, Stream, Workspace,
+    Device, DeviceError, DeviceProduct, DeviceRows, DeviceTokens, DeviceWeight, Graph, Memory, Spread, Stream,
+    Workspace,
 };
+use mbqc_kernels::{FORMATS, Scheme};
 use serde_json::json;
 use std::sync::Arc;
 
 /// Bytes that all copies of a weight take together, at least.
 const ROTATED: usize = 512 << 20;
+
+/// Weights of a group.
+const GROUP: usize = 128;
 
 /// Input by output channels of a 7B decoder's layers, and a square.
 const SIZES: [(usize, usize); 5] = [(3584, 3584), (3584, 10752), (3584, 18944), (18944, 3584), (8192, 8192)];
@@ -21,27 +25,33 @@ const SIZES: [(usize, usize); 5] = [(3584, 3584), (3584, 10752), (3584, 18944), 
 struct Layer {
     weights: Vec<DeviceWeight>,
     x: Vec<Memory>,
+    /// Of rows that are rounded to bytes.
+    scales: Memory,
     y: Vec<Memory>,
 }
 
 impl Layer {
-    fn new(stream: &Stream, shape: Shape, bytes: usize) -> Result<Layer, DeviceError> {
-        let case = Case::random(shape, &mut Random(1));
-        let first = DeviceWeight::load(stream, shape.format(), &case.stored(), false)?;
+    fn new(stream: &Stream, format: &str, (k, n): (usize, usize), bytes: usize) -> Result<Layer, DeviceError> {
+        let format = FORMATS.iter().copied().find(|one| one.name == format).expect("a format of the list");
+        let group = if format.scheme == Scheme::WeightOnly { GROUP } else { k };
+        let packed = (format.pack)(&codes_of(format, n, k, group, 1));
+        let first = DeviceWeight::load(stream, format, &packed.stored(k, group), false)?;
         let copies = (bytes / first.bytes()).max(2);
         let mut weights = vec![first];
         while weights.len() < copies {
             weights.push(weights[0].copy(stream)?);
         }
-        let ones: Vec<u8> = (0..32 * shape.k).map(|i| if i % 2 == 0 { (i * 7 % 256) as u8 } else { 0x2c }).collect();
+        let ones: Vec<u8> = (0..32 * k).map(|i| if i % 2 == 0 { (i * 7 % 256) as u8 } else { 0x2c }).collect();
         let (mut x, mut y) = (Vec::new(), Vec::new());
         for _ in 0..copies {
             let memory = stream.device().memory(ones.len())?;
             stream.write(&memory, &ones)?;
             x.push(memory);
-            y.push(stream.device().memory(32 * shape.n)?);
+            y.push(stream.device().memory(32 * n)?);
         }
-        Ok(Layer { weights, x, y })
+        let scales = stream.device().memory(64)?;
+        stream.write(&scales, &1f32.to_le_bytes().repeat(16))?;
+        Ok(Layer { weights, x, scales, y })
     }
 
     /// A product with each of the first `copies` weights in turn, `count` in all.
@@ -57,8 +67,10 @@ impl Layer {
         stream.record(|| {
             for i in 0..count {
                 let (weight, at) = (&self.weights[i % copies], i % self.weights.len());
+                let x = DeviceRows { memory: &self.x[at], stride: weight.k() };
+                let rounded = weight.format().scheme == Scheme::WeightActivation;
                 let product = DeviceProduct {
-                    x: DeviceRows { memory: &self.x[at], stride: weight.k() },
+                    x: if rounded { DeviceTokens { codes: x, scales: &self.scales }.into() } else { x.into() },
                     rows,
                     element: mbqc_kernels::cuda::Element::F16,
                     bias: None,
@@ -101,29 +113,29 @@ pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receip
     );
     println!("| format | k x n | rows | bytes | spread | cold | GB/s | warm |");
     println!("|---|---|---|---|---|---|---|---|");
-    for bits in [3, 4, 2] {
+    for format in ["w3", "w4", "w2", "w4a8", "w8a8"] {
         for (k, n) in sizes(options) {
-            let shape = Shape { bits, k, n, rows: 1, ..Shape::PLAIN };
-            let layer = Layer::new(&stream, shape, if options.small { 0 } else { ROTATED })?;
+            let layer = Layer::new(&stream, format, (k, n), if options.small { 0 } else { ROTATED })?;
             let copies = layer.weights.len();
             for rows in [1, 8, 16] {
                 let launches = if options.small { 2 } else { 50 };
                 let cold = time(&stream, &layer.graph(&stream, rows, copies, None, copies)?, launches)?;
                 let warm = time(&stream, &layer.graph(&stream, rows, 1, None, copies)?, launches)?;
-                let bytes = layer.weights[0].bytes() + 2 * rows * (k + n);
+                let number = if format.ends_with("a8") { 1 } else { 2 };
+                let bytes = layer.weights[0].bytes() + rows * (number * k + 2 * n);
                 let Spread { together, splits } = layer.weights[0].spread(device, rows);
                 let us = |[least, median, most]: [f64; 3]| {
                     format!("{:.2} ({:.2} to {:.2})", 1e6 * median, 1e6 * least, 1e6 * most)
                 };
                 println!(
-                    "| w{bits} | {k} x {n} | {rows} | {:.2} MB | {together} x {splits} | {} | {:.0} | {} |",
+                    "| {format} | {k} x {n} | {rows} | {:.2} MB | {together} x {splits} | {} | {:.0} | {} |",
                     bytes as f64 / 1e6,
                     us(cold),
                     bytes as f64 / cold[1] / 1e9,
                     us(warm)
                 );
                 receipts.time(
-                    &format!("w{bits}"),
+                    format,
                     json!({"k": k, "n": n, "rows": rows, "bytes": bytes, "together": together, "splits": splits,
                         "cold": cold, "warm": warm}),
                 );
@@ -139,7 +151,7 @@ pub(crate) fn tune(device: &Arc<Device>, options: &Options) -> Result<(), Device
     println!("\n| k x n | rows | chosen | microseconds | fastest | microseconds | next | microseconds |");
     println!("|---|---|---|---|---|---|---|---|");
     for (k, n) in sizes(options) {
-        let layer = Layer::new(&stream, Shape { k, n, ..Shape::PLAIN }, if options.small { 0 } else { ROTATED })?;
+        let layer = Layer::new(&stream, "w3", (k, n), if options.small { 0 } else { ROTATED })?;
         let copies = layer.weights.len();
         for rows in [1, 8, 16] {
             let chosen = layer.weights[0].spread(device, rows);

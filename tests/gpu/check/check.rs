@@ -53,7 +53,7 @@ impl Placed {
     pub(crate) fn run(&mut self, stream: &Stream, shape: &Shape) -> Result<Vec<u8>, DeviceError> {
         stream.fill(&self.y, 0xff)?;
         let product = DeviceProduct {
-            x: DeviceRows { memory: &self.x, stride: shape.x_stride() },
+            x: DeviceRows { memory: &self.x, stride: shape.x_stride() }.into(),
             rows: shape.rows,
             element: shape.element,
             bias: shape.bias.then_some(&self.bias),
@@ -271,7 +271,7 @@ fn recorded(stream: &Stream, faults: &mut Vec<String>) -> Result<(), DeviceError
     let chain = |stream: &Stream, workspace: &mut Workspace| -> Result<(), DeviceError> {
         for i in 0..4 {
             let product = DeviceProduct {
-                x: DeviceRows { memory: &buffers[i % 2], stride: k },
+                x: DeviceRows { memory: &buffers[i % 2], stride: k }.into(),
                 rows: shape.rows,
                 element: shape.element,
                 bias: None,

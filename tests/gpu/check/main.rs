@@ -13,6 +13,7 @@
 mod bench;
 mod check;
 mod few_rows;
+mod integers;
 mod misuse;
 mod norms;
 mod receipt;
@@ -93,6 +94,7 @@ fn work(options: &Options) -> Result<usize, String> {
     let mut faults = 0;
     if options.does("check") {
         faults += check::all(&device, options, &mut receipts).map_err(text)?;
+        faults += integers::all(&device, options.runs, &mut receipts).map_err(text)?;
         faults += norms::all(&device, &mut receipts).map_err(text)?;
         faults += misuse::all(&device).map_err(text)?;
     }

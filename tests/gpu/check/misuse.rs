@@ -17,7 +17,7 @@ pub(crate) fn all(device: &Arc<Device>) -> Result<usize, DeviceError> {
     let memory = device.memory(4096)?;
     let [x, y, bias] = [memory.part(0..1216)?, memory.part(1280..1536)?, memory.part(2048..2176)?];
     let good = DeviceProduct {
-        x: DeviceRows { memory: &x, stride: 304 },
+        x: DeviceRows { memory: &x, stride: 304 }.into(),
         rows: 2,
         element: Element::F16,
         bias: Some(&bias),
@@ -39,11 +39,11 @@ pub(crate) fn all(device: &Arc<Device>) -> Result<usize, DeviceError> {
     };
     let short = part(0..1200)?;
     let rows = |memory, stride| DeviceRows { memory, stride };
-    refused("a short x", &DeviceProduct { x: rows(&short, 304), ..good }, "x is 1200, expected 1216 bytes");
+    refused("a short x", &DeviceProduct { x: rows(&short, 304).into(), ..good }, "x is 1200, expected 1216 bytes");
     let odd = part(8..1224)?;
-    refused("an x at 8 bytes", &DeviceProduct { x: rows(&odd, 304), ..good }, "no multiple of 16");
-    refused("rows of x that overlap", &DeviceProduct { x: rows(&x, 296), ..good }, "the stride of x is 296");
-    refused("an odd stride of x", &DeviceProduct { x: rows(&x, 305), ..good }, "the stride of x is 305");
+    refused("an x at 8 bytes", &DeviceProduct { x: rows(&odd, 304).into(), ..good }, "no multiple of 16");
+    refused("rows of x that overlap", &DeviceProduct { x: rows(&x, 296).into(), ..good }, "the stride of x is 296");
+    refused("an odd stride of x", &DeviceProduct { x: rows(&x, 305).into(), ..good }, "the stride of x is 305");
     refused("a y without room", &DeviceProduct { single: true, ..good }, "y is 256, expected 512");
     refused("rows of y that overlap", &DeviceProduct { y: rows(&y, 63), ..good }, "the stride of y is 63");
     refused("a y within x", &DeviceProduct { y: rows(&x, 64), ..good }, "the first byte of y");

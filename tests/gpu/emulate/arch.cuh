@@ -316,3 +316,31 @@ DEVICE void mma(T type, float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
         }
     });
 }
+
+DEVICE void mma(int (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    struct Lane {
+        int* d;
+        u32 a[4], b[2];
+    };
+    static Lane lanes[emulated::MOST_THREADS];
+    int warp = thread() / 32;
+    lanes[thread()] = {d, {a[0], a[1], a[2], a[3]}, {b0, b1}};
+    static const char place = 0;
+    emulated::meet(emulated::warps[warp], &place, [=] {
+        int left[16][32], right[32][8];
+        for (int lane = 0; lane < 32; lane++) {
+            const Lane& l = lanes[32 * warp + lane];
+            int g = lane / 4, t = lane % 4;
+            for (int i = 0; i < 4; i++) {
+                for (int r = 0; r < 4; r++) left[g + 8 * (r % 2)][4 * t + i + 16 * (r / 2)] = (signed char)(l.a[r] >> 8 * i);
+                for (int r = 0; r < 2; r++) right[4 * t + i + 16 * r][g] = (signed char)(l.b[r] >> 8 * i);
+            }
+        }
+        for (int lane = 0; lane < 32; lane++) {
+            int* d = lanes[32 * warp + lane].d;
+            int g = lane / 4, t = lane % 4;
+            for (int i = 0; i < 4; i++)
+                for (int k = 0; k < 32; k++) d[i] += left[g + 8 * (i / 2)][k] * right[k][2 * t + i % 2];
+        }
+    });
+}

@@ -4,6 +4,8 @@
 #include "../../../kernels/w2/kernel.cu"
 #include "../../../kernels/w3/kernel.cu"
 #include "../../../kernels/w4/kernel.cu"
+#include "../../../kernels/w4a8/kernel.cu"
+#include "../../../kernels/w8a8/kernel.cu"
 
 struct Entry {
     const char* name;
@@ -23,10 +25,15 @@ static void run_kernel(const void* arguments) {
 #define GROUPS(name, type, rows) \
     ROWS_ENTRY(name, type, rows, 128), ROWS_ENTRY(name, type, rows, 64), ROWS_ENTRY(name, type, rows, 32)
 #define ENTRIES(name) GROUPS(name, f16, 8), GROUPS(name, f16, 16), GROUPS(name, bf16, 8), GROUPS(name, bf16, 16)
+#define BYTES_ENTRY(name, type, rows) ENTRY(name##_##type##_##rows, Integer, 256, small_shared<rows / 8>())
+#define BYTES_ENTRIES(name) \
+    BYTES_ENTRY(name, f16, 8), BYTES_ENTRY(name, f16, 16), BYTES_ENTRY(name, bf16, 8), BYTES_ENTRY(name, bf16, 16)
 static const Entry KERNELS[] = {
     ENTRIES(w2a16),
     ENTRIES(w3a16),
     ENTRIES(w4a16),
+    BYTES_ENTRIES(w4a8),
+    BYTES_ENTRIES(w8a8),
     ENTRY(w2_repack, Repack, 128, 0),
     ENTRY(w3_repack, Repack, 128, 0),
     ENTRY(w4_repack, Repack, 128, 0),

@@ -1,0 +1,107 @@
+// Up to 16 token rows with activations of 8 bits: y = s_n t_row (codes of W) (codes of x)^T, with exact sums. Blocks, warps, parts of k
+// and what follows the sums are those of `small.cuh`; sums are integers, so their order does not matter. What lies behind k has
+// weights of 0, whatever the activations.
+//
+//   tile: 32 channels x 128 along k, [WORDS x 512 bytes of codes]
+//   a lane (g = lane / 4, t = lane % 4) has rows g, g + 8, g + 16, g + 24 and, of every 64 along k, the sixteen from 16 t on
+#pragma once
+#include "small.cuh"
+
+// The arguments of a kernel, launched as those of `small.cuh`. Of `few`, x is null; its x_stride is that of the codes, in bytes.
+struct Integer {
+    Small few;
+    const u8* codes;            // [rows, x_stride] signed bytes, 16-byte aligned rows
+    const float* token_scales;  // [rows]
+    const float* scales;        // [n]
+};
+
+struct IntegerSums {
+    typedef int Sum;
+    const Integer& a;
+    static DEVICE float stored(Sum sum) { return as_float((u32)sum); }
+    static DEVICE Sum loaded(float bits) { return (int)as_bits(bits); }
+    DEVICE float value(Sum sum, int channel, int row) const { return (float)sum * (a.scales[channel] * a.token_scales[row]); }
+};
+
+template <class Weight, int NT>
+DEVICE void add_integers(int (&out)[2][NT][4], const Tile<Weight::WORDS, 1>& tile, const u8* x, const int (&rows)[NT], int at, int k) {
+#pragma unroll
+    for (int c = 0; c < 2; c++) {
+        Words b[NT];
+#pragma unroll
+        for (int nt = 0; nt < NT; nt++) {
+            b[nt] = {{0, 0, 0, 0}};
+            if (at + 64 * c < k) b[nt] = load_activations((const u16*)(x + (rows[nt] + at + 64 * c)));
+        }
+#pragma unroll
+        for (int mt = 0; mt < 2; mt++) {
+            const int FIRST = Weight::WORDS * (2 * mt + c);
+            u32 words[Weight::WORDS], bytes[8];
+#pragma unroll
+            for (int i = 0; i < Weight::WORDS; i++) words[i] = tile.codes[(FIRST + i) / 4].at[(FIRST + i) % 4];
+            Weight::bytes(words, bytes);
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                const u32 weights[4] = {bytes[4 * j], bytes[4 * j + 1], bytes[4 * j + 2], bytes[4 * j + 3]};
+#pragma unroll
+                for (int nt = 0; nt < NT; nt++) mma(out[mt][nt], weights, b[nt].at[2 * j], b[nt].at[2 * j + 1]);
+            }
+        }
+    }
+}
+
+template <class T, class Weight, int NT>
+DEVICE void integers(const Integer& a) {
+    const int WORDS = Weight::WORDS, BYTES = 512 * WORDS;
+    const Small& few = a.few;
+    int lane = thread() % 32, warp = thread() / 32;
+    int together = 1 << few.together_log, strides = WARPS >> few.together_log;
+    int row_tiles = (few.n + 31) / 32, split = block_y();
+    int tile_row = block_x() * together + (warp & (together - 1));
+    int tile = few.tiles_each * split + (split < few.tiles_left ? split : few.tiles_left);
+    int end = tile + few.tiles_each + (split < few.tiles_left ? 1 : 0);
+    tile = tile_row < row_tiles ? tile + (warp >> few.together_log) : end;
+    const u8* next = few.tiles + ((u64)tile_row * few.k_tiles + tile) * BYTES;
+
+    // Weights set out before the kernels that compute x have ended.
+    Tile<WORDS, 1> now, then;
+    if (tile < end) now = load_codes<WORDS>(next, lane);
+    let_next_start();
+    wait_for_earlier();
+
+    int rows[NT];
+#pragma unroll
+    for (int nt = 0; nt < NT; nt++) {
+        int row = 8 * nt + lane / 4;
+        rows[nt] = (row < few.rows ? row : few.rows - 1) * few.x_stride;
+    }
+    int out[2][NT][4];
+#pragma unroll
+    for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) out[0][nt][i] = out[1][nt][i] = 0;
+    while (tile < end) {
+        next += strides * BYTES;
+        if (tile + strides < end) then = load_codes<WORDS>(next, lane);
+        add_integers<Weight, NT>(out, now, a.codes, rows, 128 * tile + 16 * (lane % 4), few.k);
+        now = then;
+        tile += strides;
+    }
+#pragma unroll
+    for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            out[0][nt][i] = Weight::whole(out[0][nt][i]);
+            out[1][nt][i] = Weight::whole(out[1][nt][i]);
+        }
+    finish_block<T, NT>(few, IntegerSums{a}, out, thread() % 32, thread() / 32);
+}
+
+// {name}_{type}_{token rows}
+#define INTEGER_KERNEL(name, type, T, Weight, rows) \
+    KERNEL(name##_##type##_##rows, 256, 2)(const Integer arguments) { integers<T, Weight, rows / 8>(arguments); }
+#define INTEGER_KERNELS(name, Weight)           \
+    INTEGER_KERNEL(name, f16, F16, Weight, 8)   \
+    INTEGER_KERNEL(name, f16, F16, Weight, 16)  \
+    INTEGER_KERNEL(name, bf16, BF16, Weight, 8) \
+    INTEGER_KERNEL(name, bf16, BF16, Weight, 16)

@@ -1,0 +1,176 @@
+//! Products of weights and activations of few bits: sums are exact, so every bit is known.
+
+use crate::few_rows::{GAP, bits, value};
+use crate::receipt::Receipts;
+use crate::support::{Random, codes_of};
+use mbqc_kernels::affine::Codes;
+use mbqc_kernels::cuda::{
+    Device, DeviceError, DeviceProduct, DeviceRows, DeviceTokens, DeviceWeight, Element, Spread, Stream, Workspace,
+};
+use mbqc_kernels::{FORMATS, Format, Scheme};
+use std::sync::Arc;
+
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    format: &'static Format,
+    element: Element,
+    n: usize,
+    k: usize,
+    rows: usize,
+    spread: Spread,
+    gated: bool,
+    residual: bool,
+    single: bool,
+}
+
+fn shapes(format: &'static Format) -> Vec<Shape> {
+    let mut shapes = Vec::new();
+    for element in Element::ALL {
+        let plain = Shape {
+            format,
+            element,
+            n: 40,
+            k: 300,
+            rows: 1,
+            spread: Spread { together: 1, splits: 1 },
+            gated: false,
+            residual: false,
+            single: true,
+        };
+        for (rows, n, k) in
+            [(1, 32, 128usize), (8, 33, 1300), (9, 300, 129), (16, 64, 4304), (17, 48, 1), (40, 32, 640)]
+        {
+            for (together, splits) in [(1, 1), (2, 2), (8, 3)] {
+                let splits = splits.min(k.div_ceil(128));
+                let shape = Shape { rows, n, k, spread: Spread { together, splits }, ..plain };
+                shapes.extend([shape, Shape { single: false, residual: true, ..shape }]);
+            }
+        }
+        for (n, rows) in [(64, 1), (62, 5), (34, 16), (2, 3)] {
+            shapes.push(Shape { n, rows, gated: true, spread: Spread { together: 1, splits: 2 }, ..plain });
+        }
+    }
+    shapes
+}
+
+/// The number of faults.
+pub(crate) fn all(device: &Arc<Device>, runs: usize, receipts: &mut Receipts) -> Result<usize, DeviceError> {
+    let stream = device.stream()?;
+    let mut faults = Vec::new();
+    for format in FORMATS.iter().filter(|format| format.scheme == Scheme::WeightActivation && format.tiles.is_some()) {
+        let shapes = shapes(format);
+        for shape in &shapes {
+            if let Err(fault) = judged(&stream, shape, runs)? {
+                faults.push(format!("{shape:?}: {fault}"));
+            }
+            let element = if shape.element == Element::F16 { "f16" } else { "bf16" };
+            let kernel = format!("{}_{element}_{}", format.name, if shape.rows <= 8 { 8 } else { 16 });
+            receipts.checked(format.name, &kernel, shape.single, 0.0, runs);
+        }
+        println!("{}: {} shapes, {runs} runs each", format.name, shapes.len());
+    }
+    for fault in &faults {
+        println!("WRONG: {fault}");
+        receipts.fault(fault);
+    }
+    Ok(faults.len())
+}
+
+fn judged(stream: &Stream, shape: &Shape, runs: usize) -> Result<Result<(), String>, DeviceError> {
+    let &Shape { format, element, n, k, rows, spread, gated, residual, single } = shape;
+    let weight_codes = codes_of(format, n, k, k, (n + k) as u64);
+    let packed = (format.pack)(&weight_codes);
+    let weight = DeviceWeight::load(stream, format, &packed.stored(k, k), gated)?;
+    let outputs = weight.outputs();
+    let (stride, y_stride) = (k.next_multiple_of(16) + 16, outputs + GAP);
+
+    let mut random = Random(k as u64);
+    // The extremes, too. What lies between rows must not matter.
+    let mut x = vec![0x55u8; rows * stride];
+    for row in 0..rows {
+        for code in &mut x[row * stride..][..k] {
+            *code = (random.signed() * 127.99) as i8 as u8;
+        }
+    }
+    x[0] = -127i8 as u8;
+    let scales: Vec<f32> = (0..rows).map(|_| 10f32.powf(random.signed() - 3.0)).collect();
+    let mut numbers = |count: usize| (0..count).map(|_| bits(element, random.signed())).collect::<Vec<u16>>();
+    let (bias, others) = (numbers(n), numbers(rows * y_stride));
+
+    let device = stream.device();
+    let placed = |bytes: &[u8]| {
+        let memory = device.memory(bytes.len())?;
+        stream.write(&memory, bytes).map(|()| memory)
+    };
+    let halves = |numbers: &[u16]| numbers.iter().flat_map(|number| number.to_le_bytes()).collect::<Vec<u8>>();
+    let (x_memory, bias_memory, others_memory) = (placed(&x)?, placed(&halves(&bias))?, placed(&halves(&others))?);
+    let scales_memory = placed(&scales.iter().flat_map(|scale| scale.to_le_bytes()).collect::<Vec<u8>>())?;
+    let size = if single { 4 } else { 2 };
+    let y = device.memory(rows * y_stride * size)?;
+    let mut workspace = Workspace::new(stream, &[&weight], Some(spread))?;
+    let product = DeviceProduct {
+        x: DeviceTokens { codes: DeviceRows { memory: &x_memory, stride }, scales: &scales_memory }.into(),
+        rows,
+        element,
+        bias: Some(&bias_memory),
+        residual: residual.then_some(&others_memory),
+        y: DeviceRows { memory: &y, stride: y_stride },
+        single,
+        spread: Some(spread),
+    };
+    let mut run = || -> Result<Vec<u8>, DeviceError> {
+        stream.fill(&y, 0xff)?;
+        weight.product(stream, &product, &mut workspace)?;
+        let mut bytes = vec![0; y.bytes()];
+        stream.read(&y, &mut bytes)?;
+        Ok(bytes)
+    };
+    let first = run()?;
+    for _ in 1..runs {
+        if run()? != first {
+            return Ok(Err("runs differ".to_owned()));
+        }
+    }
+    let own = |row: usize, channel: usize| {
+        let sum = sum(&weight_codes, channel, &x[row * stride..][..k]);
+        sum as f32 * (weight_codes.scales[channel] * scales[row]) + value(element, bias[channel])
+    };
+    for (i, bytes) in first.chunks(size).enumerate() {
+        let (row, j) = (i / y_stride, i % y_stride);
+        let found = match *bytes {
+            [a, b] => value(element, u16::from_le_bytes([a, b])),
+            [a, b, c, d] => f32::from_le_bytes([a, b, c, d]),
+            _ => unreachable!("two bytes or four"),
+        };
+        if j >= outputs {
+            if bytes.iter().any(|&byte| byte != 0xff) {
+                return Ok(Err(format!("something is written behind row {row}")));
+            }
+            continue;
+        }
+        let gate = own(row, j);
+        let mut wanted = gate;
+        if gated {
+            wanted = gate / (1.0 + (-gate).exp()) * own(row, n / 2 + j);
+        }
+        if residual {
+            wanted += value(element, others[row * y_stride + j]);
+        }
+        if !single {
+            wanted = value(element, bits(element, wanted));
+        }
+        // A device's exponential is not the host's.
+        let most = if gated { 1e-5 * wanted.abs() + 1e-6 * gate.abs() } else { 0.0 };
+        if (found - wanted).abs() > most || found.is_nan() {
+            return Ok(Err(format!("output {j} of row {row} is {found}, not {wanted}")));
+        }
+    }
+    Ok(Ok(()))
+}
+
+/// The products of a channel's weights with a row's codes.
+fn sum(codes: &Codes, channel: usize, x: &[u8]) -> i64 {
+    let weights = &codes.codes[channel * codes.k..][..codes.k];
+    let zero = i64::from(codes.zero_points[channel]);
+    weights.iter().zip(x).map(|(&code, &x)| (i64::from(code) - zero) * i64::from(x as i8)).sum()
+}
