@@ -30,6 +30,7 @@ mod driver;
 mod error;
 mod images;
 mod norm;
+mod prefill;
 mod spread;
 mod tiles;
 mod weight;
@@ -38,6 +39,7 @@ pub use driver::{About, Device, Graph, Loaded, Mark, Memory, Stream};
 pub use error::DeviceError;
 pub use images::{Unit, source_hash};
 pub use norm::{DeviceNorm, DeviceTokens, NormKind, Norms};
+pub use prefill::Prefill;
 pub use spread::Spread;
 pub use tiles::{Fragments, Quarter, TILE_CHANNELS, TILE_K, TileCodes, Tiles};
 pub use weight::{DeviceInput, DeviceProduct, DeviceRows, DeviceWeight, Element, ROWS_AT_ONCE, Workspace};
@@ -46,5 +48,5 @@ use crate::format::FORMATS;
 
 /// The sources of all kernels.
 pub fn units() -> impl Iterator<Item = &'static Unit> {
-    FORMATS.iter().filter_map(|format| format.tiles).map(|tiles| tiles.unit).chain([&norm::UNIT])
+    FORMATS.iter().filter_map(|format| format.tiles).map(|tiles| tiles.unit).chain([&norm::UNIT, &prefill::UNIT])
 }

@@ -11,6 +11,9 @@ pub enum DeviceError {
         "there is no CUDA driver on this machine (its library, libcuda, cannot be loaded); install NVIDIA's driver, or use the CPU"
     )]
     NoDriver,
+    /// NVIDIA's library of matrix products is not there.
+    #[error("cuBLASLt, which multiplies by many token rows, cannot be loaded; install the CUDA toolkit's libraries")]
+    NoBlas,
     /// The driver is older than what is asked of it.
     #[error(
         "the CUDA driver is of version {}.{}, but {what} takes {}.{}; update NVIDIA's driver",
@@ -57,7 +60,7 @@ pub enum DeviceError {
         total: usize,
     },
     /// No form of a kernel runs on a device.
-    #[error("the kernels of {unit} cannot be loaded on {device} (sm_{}{}): {tried}", capability.0, capability.1)]
+    #[error("the kernels of {unit} cannot be loaded on {device} (sm_{}{}): {tried}; what is shipped takes sm_80 or newer and a driver for CUDA 13.0 (580) or newer", capability.0, capability.1)]
     Image {
         /// Which kernels.
         unit: &'static str,

@@ -25,6 +25,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("small.cuh", include_str!("small.cuh")),
     ("integer.cuh", include_str!("integer.cuh")),
     ("repack.cuh", include_str!("repack.cuh")),
+    ("dequantize.cuh", include_str!("dequantize.cuh")),
     ("decode.cuh", include_str!("decode.cuh")),
     ("arch.cuh", include_str!("device/arch.cuh")),
 ];

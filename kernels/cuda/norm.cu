@@ -61,11 +61,9 @@ struct NormRow {
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             h[i] = to_float(T(), (u16)(x.at[i / 2] >> 16 * (i % 2)));
-            if (a.residual && !read) {
-                u16 sum = from_float(T(), h[i] + to_float(T(), (u16)(r.at[i / 2] >> 16 * (i % 2))));
-                h[i] = to_float(T(), sum);
-                if (a.sum && at + i < a.k) a.sum[place + i] = sum;
-            }
+            if (read) continue;
+            if (a.residual) h[i] = to_float(T(), from_float(T(), h[i] + to_float(T(), (u16)(r.at[i / 2] >> 16 * (i % 2)))));
+            if (a.sum && at + i < a.k) a.sum[place + i] = from_float(T(), h[i]);
         }
     }
 

@@ -1,5 +1,7 @@
 //! Norms of token rows on a device, and their rounding to 8 bits.
 
+use std::sync::Arc;
+
 use super::driver::{Device, Grid, Kernel, Memory, Stream};
 use super::error::DeviceError;
 use super::images::Unit;
@@ -10,7 +12,10 @@ pub(super) static UNIT: Unit = Unit { name: "norm", source: include_str!("norm.c
 
 /// The kernels of norms, loaded on a device.
 #[derive(Clone, Debug)]
-pub struct Norms([Kernel; 2]);
+pub struct Norms {
+    device: Arc<Device>,
+    kernels: [Kernel; 2],
+}
 
 /// What is made of `h = x + residual`.
 #[derive(Clone, Copy, Debug)]
@@ -93,8 +98,9 @@ impl Norms {
     /// # Errors
     ///
     /// If the driver takes no form of them.
-    pub fn load(device: &Device) -> Result<Norms, DeviceError> {
-        Ok(Norms([device.kernel(&UNIT, "norm_f16")?, device.kernel(&UNIT, "norm_bf16")?]))
+    pub fn load(device: &Arc<Device>) -> Result<Norms, DeviceError> {
+        let kernels = [device.kernel(&UNIT, "norm_f16")?, device.kernel(&UNIT, "norm_bf16")?];
+        Ok(Norms { device: device.clone(), kernels })
     }
 
     /// Puts the norm into the stream.
@@ -104,6 +110,9 @@ impl Norms {
     /// If memory is too small, not aligned, another device's or overlaps what it must not; if the driver refuses the launch.
     pub fn run(&self, stream: &Stream, norm: &DeviceNorm<'_>) -> Result<(), DeviceError> {
         let &DeviceNorm { element, rows, k, x, residual, sum, kind, y, tokens } = norm;
+        if !Arc::ptr_eq(&self.device, stream.device()) {
+            return Err(DeviceError::Foreign { what: "the norm", whose: "device" });
+        }
         norm.check(stream)?;
         let address = |memory: Option<&Memory>| memory.map_or(0, Memory::at);
         let (kind, gain, shift, epsilon) = match kind {
@@ -136,7 +145,7 @@ impl Norms {
         // they expect, and all of it is in `uses`.
         #[expect(unsafe_code, reason = "kernels trust their arguments")]
         unsafe {
-            stream.launch(&self.0[usize::from(element == Element::Bf16)], grid, &arguments, &uses)
+            stream.launch(&self.kernels[usize::from(element == Element::Bf16)], grid, &arguments, &uses)
         }
     }
 }
@@ -172,9 +181,11 @@ impl DeviceNorm<'_> {
         let mut outputs = Vec::new();
         if let Some(sum) = sum {
             memory(stream, "the sum", sum, of_x, 16)?;
-            // Row by row, a thread reads what it overwrites.
-            let same = |input: &&Memory| input.overlaps(sum) && input.start() == sum.start();
-            inputs.retain(|input| !same(input));
+            // Row by row, a thread reads what it overwrites: x and the residual, from their first byte on.
+            let added = 1 + usize::from(residual.is_some());
+            let same = |input: &Memory| input.overlaps(sum) && input.start() == sum.start();
+            let (rows, others) = inputs.split_at(added);
+            inputs = rows.iter().filter(|input| !same(input)).chain(others).copied().collect();
             outputs.push(("the first byte of the sum", sum));
         }
         if let Some(y) = y {

@@ -1,5 +1,6 @@
 //! Weights on a device, and products with few token rows.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::driver::{Device, Grid, Kernel, Memory, Stream};
@@ -48,11 +49,15 @@ pub struct DeviceWeight {
     gated: bool,
     row_tiles: usize,
     k_tiles: usize,
+    /// Of a row of a tile.
+    groups: usize,
     tiles: Memory,
     /// `[n]`, f32, if a scale belongs to an output channel.
     scales: Option<Memory>,
     /// By element, and for 8 or 16 token rows.
     kernels: [[Kernel; 2]; 2],
+    /// By element; of formats that have groups.
+    dequantize: Option<[Kernel; 2]>,
 }
 
 /// Rows of numbers in a device's memory.
@@ -88,7 +93,7 @@ impl<'a> From<DeviceTokens<'a>> for DeviceInput<'a> {
 
 impl<'a> DeviceInput<'a> {
     /// Its rows, the bytes of a number, and the scales of the rows.
-    fn parts(self) -> (DeviceRows<'a>, usize, Option<&'a Memory>) {
+    pub(super) fn parts(self) -> (DeviceRows<'a>, usize, Option<&'a Memory>) {
         match self {
             DeviceInput::Numbers(rows) => (rows, 2, None),
             DeviceInput::Tokens(DeviceTokens { codes, scales }) => (codes, 1, Some(scales)),
@@ -145,7 +150,7 @@ struct Repack {
 
 /// The one parameter of a kernel: `Small` in `small.cuh`.
 #[repr(C)]
-struct Arguments {
+pub(super) struct Arguments {
     tiles: u64,
     x: u64,
     bias: u64,
@@ -165,6 +170,20 @@ struct Arguments {
     tiles_left: i32,
     gated: i32,
     single: i32,
+}
+
+/// The one parameter of a kernel: `Dequantize` in `dequantize.cuh`.
+#[repr(C)]
+struct DequantizeArguments {
+    tiles: u64,
+    w: u64,
+    first: i32,
+    n: i32,
+    k: i32,
+    k_tiles: i32,
+    groups: i32,
+    stride: i32,
+    gated: i32,
 }
 
 /// The one parameter of a kernel: `Integer` in `integer.cuh`.
@@ -209,9 +228,16 @@ impl DeviceWeight {
         };
         let both = |element| Ok::<_, DeviceError>([kernel(element, 8)?, kernel(element, 16)?]);
         let kernels = [both(Element::F16)?, both(Element::Bf16)?];
+        let dequantize =
+            |element: Element| device.kernel(layout.unit, &format!("{}_dequantize_{}", format.name, element.name()));
+        let dequantize = match geometry.groups {
+            0 => None,
+            _ => Some([dequantize(Element::F16)?, dequantize(Element::Bf16)?]),
+        };
         let tiles = device.memory(geometry.bytes())?;
-        let Geometry { row_tiles, k_tiles, .. } = geometry;
-        let weight = DeviceWeight { format, n, k, gated, row_tiles, k_tiles, tiles, scales: None, kernels };
+        let Geometry { row_tiles, k_tiles, groups, .. } = geometry;
+        let weight =
+            DeviceWeight { format, n, k, gated, row_tiles, k_tiles, groups, tiles, scales: None, kernels, dequantize };
         if geometry.groups == 0 {
             if k > MOST_SUMMED {
                 let expected = format!("up to {MOST_SUMMED}: longer sums of bytes overflow");
@@ -280,6 +306,50 @@ impl DeviceWeight {
         Ok(DeviceWeight { tiles, ..self.clone() })
     }
 
+    /// Puts into the stream what the codes of some rows of tiles stand for: `s (q - z)`, rounded once, `[32 rows.len(), k]`. With a
+    /// gate, a row of tiles is 16 channels of it above the 16 they are multiplied by. Rows of channels that there are not stay as
+    /// they were, as do columns behind the eight that k ends in.
+    ///
+    /// # Errors
+    ///
+    /// If the format has no groups, there are no such rows of tiles, or memory is too small, not aligned or another device's.
+    pub fn dequantize(
+        &self,
+        stream: &Stream,
+        rows: Range<usize>,
+        element: Element,
+        w: DeviceRows<'_>,
+    ) -> Result<(), DeviceError> {
+        let Some(kernels) = &self.dequantize else { return Err(Error::Device { format: self.format.name }.into()) };
+        if rows.is_empty() || rows.end > self.row_tiles {
+            let expected = format!("up to {}, behind the first", self.row_tiles);
+            return Err(DeviceError::Shape { what: "the last row of tiles", found: rows.end, expected });
+        }
+        stream.own("the weight", &self.tiles)?;
+        stride("the stride of the numbers", w.stride, self.k.next_multiple_of(8), 8, 1)?;
+        memory(stream, "the numbers", w.memory, 2 * TILE_CHANNELS * rows.len() * w.stride, 16)?;
+        let number = |number: usize| i32::try_from(number).expect("checked");
+        let arguments = DequantizeArguments {
+            tiles: self.tiles.at(),
+            w: w.memory.at(),
+            first: number(rows.start),
+            n: number(self.n),
+            k: number(self.k),
+            k_tiles: number(self.k_tiles),
+            groups: number(self.groups),
+            stride: number(w.stride),
+            gated: i32::from(self.gated),
+        };
+        let grid = Grid { blocks: [self.k_tiles as u32, rows.len() as u32], threads: 128, shared: 0 };
+        // SAFETY: `DequantizeArguments` is the parameter of these kernels, field by field; the numbers have room, and what is
+        // used is in the list.
+        #[expect(unsafe_code, reason = "kernels trust their arguments")]
+        unsafe {
+            let kernel = &kernels[usize::from(element == Element::Bf16)];
+            stream.launch(kernel, grid, &arguments, &[&self.tiles, w.memory])
+        }
+    }
+
     /// Its format.
     pub fn format(&self) -> &'static Format {
         self.format
@@ -328,7 +398,8 @@ impl DeviceWeight {
             return Ok(());
         }
         let spread = spread.unwrap_or_else(|| self.spread(stream.device(), rows.min(ROWS_AT_ONCE)));
-        self.check(stream, product, spread, workspace)?;
+        self.check(stream, product)?;
+        self.check_spread(stream, spread, workspace)?;
         for first in (0..rows).step_by(ROWS_AT_ONCE) {
             let behind = |memory: &Memory, bytes: usize| memory.part(first * bytes..memory.bytes());
             let (rows_of_x, number, scales) = x.parts();
@@ -360,44 +431,30 @@ impl DeviceWeight {
         spread: Spread,
         workspace: &mut Workspace,
     ) -> Result<(), DeviceError> {
-        let &DeviceProduct { x, rows, element, bias, residual, y, single, .. } = product;
-        let (x, _, token_scales) = x.parts();
+        let &DeviceProduct { x, rows, element, .. } = product;
+        let (_, _, token_scales) = x.parts();
         let shared_rows = if rows <= 8 { 8 } else { 16 };
         let kernel = &self.kernels[usize::from(element == Element::Bf16)][usize::from(rows > 8)];
-        let address = |memory: Option<&Memory>| memory.map_or(0, Memory::at);
         let splits = spread.splits;
         let number = |number: usize| i32::try_from(number).expect("checked");
         let arguments = Arguments {
-            tiles: self.tiles.at(),
-            x: x.memory.at(),
-            bias: address(bias),
-            residual: address(residual),
-            y: y.memory.at(),
             partial: workspace.partial.at(),
             arrived: workspace.arrived.at(),
-            rows: number(rows),
-            k: number(self.k),
-            n: number(self.n),
-            x_stride: number(x.stride),
-            y_stride: number(y.stride),
-            k_tiles: number(self.k_tiles),
             together_log: number(spread.together.ilog2() as usize),
             splits: number(splits),
             tiles_each: number(self.k_tiles / splits),
             tiles_left: number(self.k_tiles % splits),
-            gated: i32::from(self.gated),
-            single: i32::from(single),
+            ..self.arguments(product)
         };
         let grid = Grid {
             blocks: [self.row_tiles.div_ceil(spread.together) as u32, splits as u32],
             threads: THREADS,
             shared: (WARPS * TILE_CHANNELS * shared_rows * 4 + 16) as u32,
         };
-        let uses = [Some(&self.tiles), Some(x.memory), bias, residual, Some(y.memory)];
-        let mut uses: Vec<&Memory> = uses.into_iter().flatten().collect();
+        let mut uses = self.uses(product);
         uses.extend([&workspace.partial, &workspace.arrived]);
         if let (Some(scales), Some(token_scales)) = (&self.scales, token_scales) {
-            uses.extend([scales, token_scales]);
+            uses.push(scales);
             let arguments = IntegerArguments {
                 codes: arguments.x,
                 token_scales: token_scales.at(),
@@ -419,15 +476,50 @@ impl DeviceWeight {
         }
     }
 
-    /// `Ok` if a kernel may trust the arguments.
-    fn check(
-        &self,
-        stream: &Stream,
-        product: &DeviceProduct<'_>,
-        spread: Spread,
-        workspace: &Workspace,
-    ) -> Result<(), DeviceError> {
+    /// What kernels are told of a checked product, but for how it is dealt out.
+    pub(super) fn arguments(&self, product: &DeviceProduct<'_>) -> Arguments {
         let &DeviceProduct { x, rows, bias, residual, y, single, .. } = product;
+        let (x, ..) = x.parts();
+        let address = |memory: Option<&Memory>| memory.map_or(0, Memory::at);
+        let number = |number: usize| i32::try_from(number).expect("checked");
+        Arguments {
+            tiles: self.tiles.at(),
+            x: x.memory.at(),
+            bias: address(bias),
+            residual: address(residual),
+            y: y.memory.at(),
+            partial: 0,
+            arrived: 0,
+            rows: number(rows),
+            k: number(self.k),
+            n: number(self.n),
+            x_stride: number(x.stride),
+            y_stride: number(y.stride),
+            k_tiles: number(self.k_tiles),
+            together_log: 0,
+            splits: 1,
+            tiles_each: 0,
+            tiles_left: 0,
+            gated: i32::from(self.gated),
+            single: i32::from(single),
+        }
+    }
+
+    /// The memory of a product.
+    pub(super) fn uses<'a>(&'a self, product: &DeviceProduct<'a>) -> Vec<&'a Memory> {
+        let &DeviceProduct { x, bias, residual, y, .. } = product;
+        let (x, _, token_scales) = x.parts();
+        let uses = [Some(&self.tiles), Some(x.memory), token_scales, bias, residual, Some(y.memory)];
+        uses.into_iter().flatten().collect()
+    }
+
+    /// Tiles along the output channels.
+    pub(super) fn row_tiles(&self) -> usize {
+        self.row_tiles
+    }
+
+    /// `Ok` if the product is dealt out in a way that there is, and the workspace is large enough.
+    fn check_spread(&self, stream: &Stream, spread: Spread, workspace: &Workspace) -> Result<(), DeviceError> {
         if !matches!(spread.together, 1 | 2 | 4 | 8) {
             let expected = "1, 2, 4 or 8".to_owned();
             return Err(DeviceError::Shape { what: "rows of tiles of a block", found: spread.together, expected });
@@ -439,6 +531,14 @@ impl DeviceWeight {
         if workspace.stream != stream.id() {
             return Err(DeviceError::Foreign { what: "the workspace", whose: "stream" });
         }
+        let (partial, arrived) = self.workspace(spread);
+        memory(stream, "the workspace's partial sums", &workspace.partial, partial, 4)?;
+        memory(stream, "the workspace's counts", &workspace.arrived, arrived, 4)
+    }
+
+    /// `Ok` if a kernel may trust the arguments.
+    pub(super) fn check(&self, stream: &Stream, product: &DeviceProduct<'_>) -> Result<(), DeviceError> {
+        let &DeviceProduct { x, rows, bias, residual, y, single, .. } = product;
         stream.own("the weight", &self.tiles)?;
         let outputs = self.outputs();
         let size = if single { 4 } else { 2 };
@@ -463,9 +563,6 @@ impl DeviceWeight {
         if let Some(residual) = residual {
             memory(stream, "the residual", residual, in_all(y.stride, outputs, 2), 2)?;
         }
-        let (partial, arrived) = self.workspace(spread);
-        memory(stream, "the workspace's partial sums", &workspace.partial, partial, 4)?;
-        memory(stream, "the workspace's counts", &workspace.arrived, arrived, 4)?;
         let in_place = |residual: &Memory| !single && residual.start() == y.memory.start();
         let others =
             [Some(x.memory), token_scales, bias, residual.filter(|residual| !in_place(residual)), Some(&self.tiles)];

@@ -5,6 +5,7 @@
 //
 //        15 14 13   12 11 10   9    8 7 6   5 4 3   2 1 0
 //       [  q 4   ] [  q 3   ] [r] [ q 2  ] [ q 1 ] [ q 0 ]
+#include "dequantize.cuh"
 #include "repack.cuh"
 #include "small.cuh"
 
@@ -82,3 +83,4 @@ struct Thirds {
 };
 
 REPACK_KERNEL(w3, Thirds)
+DEQUANTIZE_KERNELS(w3, W3)

@@ -27,8 +27,8 @@ import tempfile
 import zipfile
 
 KERNELS = pathlib.Path(__file__).resolve().parents[2] / "kernels"
-UNITS = {unit: KERNELS / unit / "kernel.cu" for unit in ("w2", "w3", "w4", "w4a8", "w8a8")} | {"norm": KERNELS / "cuda/norm.cu"}
-HEADERS = [KERNELS / "cuda" / name for name in ("small.cuh", "integer.cuh", "repack.cuh", "decode.cuh", "device/arch.cuh")]
+UNITS = {unit: KERNELS / unit / "kernel.cu" for unit in ("w2", "w3", "w4", "w4a8", "w8a8")} | {unit: KERNELS / f"cuda/{unit}.cu" for unit in ("norm", "finish")}
+HEADERS = [KERNELS / "cuda" / name for name in ("small.cuh", "integer.cuh", "dequantize.cuh", "repack.cuh", "decode.cuh", "device/arch.cuh")]
 ARCHIVE = KERNELS / "cuda/kernels.zip"
 COSTS = pathlib.Path(__file__).with_name("costs.json")
 OPTIONS = ["--std=c++17", "--fmad=false"]

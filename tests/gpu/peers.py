@@ -3,8 +3,8 @@
     python tests/gpu/peers.py [--ours FOLDER] [--out FILE]
 
 --ours is the folder with the receipts of `gpu_check --only bench` of the same run. Every peer is measured as ours are: a CUDA graph
-of products with copies of a weight that together are 512 MB or more, one after another; microseconds for one, the median of 50
-launches. A peer that is not installed, or that refuses a shape, is named with the reason. NOT RUN YET: written without a GPU.
+of 200 products or more with copies of a weight that together are 512 MB or more, one after another; microseconds for one, the median
+of 50 launches. A peer that is not installed, or that refuses a shape, is named with the reason. NOT RUN YET: written without a GPU.
 """
 
 import argparse
@@ -57,28 +57,29 @@ def microseconds(work, count, launches=50):
     graph = captured(work)
     graph.replay()
     torch.cuda.synchronize()
-    times = []
-    for _ in range(launches):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
+    # Without waiting between them: a graph is launched while the one ahead of it runs.
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(launches + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
         graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(1e3 * start.elapsed_time(end) / count)
-    return statistics.median(times)
+        mark.record()
+    torch.cuda.synchronize()
+    return statistics.median(1e3 * start.elapsed_time(end) / count for start, end in zip(marks, marks[1:]))
 
 
 def cold(make, k, n, rows):
     parts, product, dtype, size = make(k, n)
     copies = max(2, ROTATED // size)
     weights = [parts] + [[part.clone() for part in parts] for _ in range(copies - 1)]
-    x = torch.randn(rows, k, device="cuda", dtype=dtype)
+    inputs = [torch.randn(rows, k, device="cuda", dtype=dtype) for _ in weights]
+    rounds = -(-200 // copies)
 
     def work():
-        for weight in weights:
-            product(x, *weight)
+        for _ in range(rounds):
+            for x, weight in zip(inputs, weights):
+                product(x, *weight)
 
-    return microseconds(work, copies), size
+    return microseconds(work, copies * rounds), size
 
 
 def prefill(rows, k, n):

@@ -3,56 +3,68 @@
 # NVIDIA's driver; with the CUDA toolkit its compute-sanitizer runs too, with torch its kernels are timed beside ours.
 #
 #   on the machine with Rust:  cargo build --release --example gpu_check && strip target/release/examples/gpu_check
-#   on the one with the GPU:   tests/gpu/run.sh target/release/examples/gpu_check OUT
+#   on the one with the GPU:   tests/gpu/run.sh target/release/examples/gpu_check OUT [SECONDS]
 #
-# OUT gets check.txt, sanitizer.txt, bench.txt, peers.txt, tune.txt as they are done, and receipts (<unit>.json), which belong into
-# tests/gpu/receipts. A part that takes too long is cut off and said to be; the others go on. Ends with status 1 if a part failed.
+# OUT gets log.txt and all.tar.gz, both after every part: what was printed, and receipts (<unit>.json, which belong into
+# tests/gpu/receipts) with peers.json. The parts that matter most come first; one that takes too long is cut off and said to be, and
+# SECONDS (570) is the end of all. Ends with status 1 if a part failed.
 set -uo pipefail
 check=$(realpath "${1:?which gpu_check?}")
 out=${2:?where to?}
+end=$((SECONDS + ${3:-570}))
 here=$(dirname "${BASH_SOURCE[0]}")
 mkdir -p "$out"
+made=$(mktemp -d)
 failed=0
+: >"$out/log.txt"
 
-# part NAME SECONDS COMMAND...: its output goes to NAME.txt too.
+say() { echo "$@" | tee -a "$out/log.txt"; }
+
+# part NAME SECONDS COMMAND...
 part() {
     local name=$1 seconds=$2 begin=$SECONDS status
     shift 2
-    timeout --kill-after=5 "$seconds" "$@" 2>&1 | tee -a "$out/$name.txt"
+    ((seconds > end - SECONDS)) && seconds=$((end - SECONDS))
+    if ((seconds < 5)); then
+        say "== $name: no time is left"
+        failed=1
+        return
+    fi
+    say "== $name"
+    timeout --kill-after=3 "$seconds" "$@" 2>&1 | tee -a "$out/log.txt"
     status=${PIPESTATUS[0]}
     case $status in
-        0) echo "== $name: done in $((SECONDS - begin)) s" ;;
-        124 | 137) echo "== $name: cut off after $seconds s" && failed=1 ;;
-        *) echo "== $name: FAILED with status $status" && failed=1 ;;
-    esac | tee -a "$out/$name.txt"
+        0) say "== $name: done in $((SECONDS - begin)) s" ;;
+        124 | 137) say "== $name: cut off after $seconds s" ;;
+        *) say "== $name: FAILED with status $status" ;;
+    esac
     [[ $status == 0 ]] || failed=1
+    cp "$out/log.txt" "$made/log.txt"
+    tar czf "$out/all.new" -C "$made" . && mv "$out/all.new" "$out/all.tar.gz"
 }
 
-for name in check sanitizer bench peers tune; do : >"$out/$name.txt"; done
-command -v nvidia-smi >/dev/null &&
-    nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.draw --format=csv | tee "$out/device.txt"
+state() {
+    command -v nvidia-smi >/dev/null || return 0
+    nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.draw,temperature.gpu --format=csv | tee -a "$out/log.txt"
+}
 
-part check 150 "$check" --only check --out "$out"
-
+state
+part check 150 "$check" --only check --out "$made"
+part bench 120 "$check" --only bench --out "$made"
+if python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
+    part peers 110 python3 "$here/peers.py" --ours "$made" --out "$made/peers.json"
+else
+    say "== peers: there is no torch that sees a GPU here"
+fi
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null || true)
 if [[ -n $sanitizer ]]; then
     for tool in memcheck racecheck initcheck synccheck; do
-        echo "-- $tool" | tee -a "$out/sanitizer.txt"
-        part sanitizer 60 "$sanitizer" --tool "$tool" --error-exitcode 9 "$check" --only check --small --runs 2
+        # Calls that must fail are among the checks.
+        part "sanitizer $tool" 60 "$sanitizer" --tool "$tool" --report-api-errors no --error-exitcode 9 "$check" --only check --small --runs 2
     done
 else
-    echo "== sanitizer: there is no compute-sanitizer here" | tee -a "$out/sanitizer.txt"
+    say "== sanitizer: there is no compute-sanitizer here"
 fi
-
-part bench 100 "$check" --only bench --out "$out/times"
-
-if python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
-    part peers 100 python3 "$here/peers.py" --ours "$out/times" --out "$out/peers.json"
-else
-    echo "== peers: there is no torch that sees a GPU here" | tee -a "$out/peers.txt"
-fi
-
 part tune 90 "$check" --only tune
-command -v nvidia-smi >/dev/null &&
-    nvidia-smi --query-gpu=clocks.sm,clocks.mem,power.draw,temperature.gpu --format=csv,noheader | tee -a "$out/device.txt"
+state
 exit "$failed"

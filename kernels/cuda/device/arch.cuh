@@ -92,8 +92,15 @@ DEVICE u32 of_lane(u32 value, int lane) { return __shfl_sync(0xffffffffu, value,
 DEVICE Words load_activations(const u16* at) { return *(const Words*)at; }
 
 // Numbers that blocks leave for one another, past the first-level cache.
-DEVICE void store_partial(float* at, float value) { __stcg(at, value); }
-DEVICE float load_partial(const float* at) { return __ldcg(at); }
+DEVICE void store_partial(float* at, float value) {
+    asm volatile("st.relaxed.gpu.global.f32 [%0], %1;" ::"l"(at), "f"(value) : "memory");
+}
+
+DEVICE float load_partial(const float* at) {
+    float value;
+    asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(value) : "l"(at) : "memory");
+    return value;
+}
 
 DEVICE float as_float(u32 bits) { return __uint_as_float(bits); }
 DEVICE u32 as_bits(float value) { return __float_as_uint(value); }

@@ -2,35 +2,35 @@
 //! when it is first asked for; where there is none, that is an error like any other.
 //!
 //! What a handle needs lives as long as the handle: memory keeps its device, a graph keeps the memory and the kernels that it
-//! was recorded with. Freeing memory waits for the device (`cuMemFree`), so that work which is still on its way never loses what
-//! it works on. Different streams that use the same memory have to be put in order by their user.
+//! was recorded with. Freeing memory waits for the device (`cuMemFree` does, though NVIDIA says so of the runtime's `cudaFree` alone),
+//! so that work which is still on its way never loses what it works on. Different streams that use the same memory have to be put
+//! in order by their user (`Stream::wait`).
 #![expect(unsafe_code, reason = "the driver's interface is C; each call says why it may be made")]
 
+mod blas;
 mod compiler;
+mod stream;
 
 use std::collections::HashMap;
-use std::ffi::{CStr, c_void};
+use std::ffi::CStr;
 use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys;
-use cudarc::driver::{CudaContext, CudaEvent, CudaFunction, CudaGraph, CudaModule, CudaStream, DriverError, result};
+use cudarc::driver::{CudaContext, CudaFunction, CudaModule, DriverError, result};
 use cudarc::nvrtc::Ptx;
 
 use super::error::DeviceError;
 use super::images::{self, Image, Unit};
 
+pub(super) use blas::{Blas, Sums};
 pub(super) use compiler::compile;
+pub(super) use stream::Grid;
+pub use stream::{Graph, Mark, Stream};
 
 /// The oldest driver whose interface is used.
 const OLDEST: (u32, u32) = (12, 0);
-
-/// The oldest driver that measures time between events as cudarc asks for it.
-const TIMING: (u32, u32) = (12, 8);
-
-/// The oldest driver that records programmatic dependent launches in graphs.
-const OVERLAP: (u32, u32) = (12, 3);
 
 /// What the driver says, and what it was asked for.
 fn refused(what: impl Into<String>) -> impl FnOnce(DriverError) -> DeviceError {
@@ -185,17 +185,6 @@ impl Device {
         Ok(Memory { owner: Arc::new(Allocation { device: self.clone(), at }), start: 0, bytes })
     }
 
-    /// A queue of work. Work of different streams is not ordered.
-    ///
-    /// # Errors
-    ///
-    /// If the driver has no more of them.
-    pub fn stream(self: &Arc<Self>) -> Result<Stream, DeviceError> {
-        let stream = self.context.new_stream().map_err(refused("make a stream"))?;
-        let overlap = self.about.capability.0 >= 9 && self.about.driver >= OVERLAP;
-        Ok(Stream { device: self.clone(), stream, overlap, recorded: Mutex::default() })
-    }
-
     /// The kernels that were loaded, and in which form.
     pub fn loaded(&self) -> Vec<Loaded> {
         let modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
@@ -273,7 +262,8 @@ struct Allocation {
 impl Drop for Allocation {
     fn drop(&mut self) {
         // A device that cannot be used any more has no memory to give back.
-        if self.device.bind().is_ok() {
+        // The first answer may be an error of before, which cudarc keeps for whoever comes next.
+        if self.device.bind().is_ok() || self.device.bind().is_ok() {
             // SAFETY: allocated by `Device::memory`, and nobody else has it. The call waits for what still uses it.
             let _ = unsafe { result::free_sync(self.at) };
         }
@@ -341,308 +331,4 @@ pub(super) struct Kernel {
     function: CudaFunction,
     /// Whether it waits for the kernels ahead of it, so that it may be started before they have ended.
     waits: bool,
-}
-
-/// How a kernel is spread out.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Grid {
-    pub(super) blocks: [u32; 2],
-    pub(super) threads: u32,
-    /// Bytes of dynamic shared memory of a block.
-    pub(super) shared: u32,
-}
-
-/// What a recording keeps alive.
-#[derive(Default)]
-struct Recording {
-    memory: Vec<Memory>,
-    kernels: Vec<Kernel>,
-}
-
-/// A queue of work for a device: what is put into it happens in that order, some time later.
-pub struct Stream {
-    device: Arc<Device>,
-    stream: Arc<CudaStream>,
-    /// Whether a kernel may start before the one ahead of it has ended.
-    overlap: bool,
-    recorded: Mutex<Option<Recording>>,
-}
-
-impl fmt::Debug for Stream {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Stream").field("device", &self.device).finish_non_exhaustive()
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        // Kernels are unloaded only when the device is done with them.
-        let _ = self.stream.synchronize();
-    }
-}
-
-impl Stream {
-    /// Whose it is.
-    pub fn device(&self) -> &Arc<Device> {
-        &self.device
-    }
-
-    /// Whether kernels may start, and load weights, while the one ahead of them is still at work (programmatic dependent
-    /// launch). From sm_90 on they may unless they are told not to. Weights must not be written by work of the stream then.
-    pub fn set_overlap(&mut self, overlap: bool) {
-        self.overlap = overlap && self.device.about.capability.0 >= 9 && self.device.about.driver >= OVERLAP;
-    }
-
-    /// Waits until everything in the stream is done.
-    ///
-    /// # Errors
-    ///
-    /// If any of it failed.
-    pub fn synchronize(&self) -> Result<(), DeviceError> {
-        self.not_recording("waiting for a stream")?;
-        self.stream.synchronize().map_err(refused("finish the work of a stream"))
-    }
-
-    /// Copies to the device, and waits for it.
-    ///
-    /// # Errors
-    ///
-    /// If the lengths differ, the memory is another device's, or the stream is being recorded.
-    pub fn write(&self, to: &Memory, from: &[u8]) -> Result<(), DeviceError> {
-        self.not_recording("a copy from the host")?;
-        self.own("the memory", to)?;
-        same_length(to, from.len())?;
-        self.device.bind()?;
-        // SAFETY: both are `from.len()` bytes, and both live until the stream has been waited for.
-        unsafe { result::memcpy_htod_async(to.at(), from, self.stream.cu_stream()) }
-            .map_err(refused(format!("copy {} bytes to the device", from.len())))?;
-        self.synchronize()
-    }
-
-    /// Copies from the device, once what is ahead in the stream is done.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Stream::write`].
-    pub fn read(&self, from: &Memory, to: &mut [u8]) -> Result<(), DeviceError> {
-        self.not_recording("a copy to the host")?;
-        self.own("the memory", from)?;
-        same_length(from, to.len())?;
-        self.device.bind()?;
-        let bytes = to.len();
-        // SAFETY: both are `bytes` long, and both live until the stream has been waited for.
-        unsafe { result::memcpy_dtoh_async(to, from.at(), self.stream.cu_stream()) }
-            .map_err(refused(format!("copy {bytes} bytes from the device")))?;
-        self.synchronize()
-    }
-
-    /// Copies within the device.
-    ///
-    /// # Errors
-    ///
-    /// If the lengths differ, both share a byte, or either is another device's.
-    pub fn copy(&self, from: &Memory, to: &Memory) -> Result<(), DeviceError> {
-        self.own("the memory", from)?;
-        self.own("the memory", to)?;
-        same_length(to, from.bytes)?;
-        if from.overlaps(to) {
-            let expected = "memory that is not copied from".to_owned();
-            return Err(DeviceError::Shape { what: "the first byte of a copy", found: to.start, expected });
-        }
-        self.device.bind()?;
-        // SAFETY: both ranges were allocated, and stay so: freeing them waits for the device, and a recording keeps them.
-        unsafe { result::memcpy_dtod_async(to.at(), from.at(), from.bytes, self.stream.cu_stream()) }
-            .map_err(refused(format!("copy {} bytes", from.bytes)))?;
-        self.keep(&[from, to], None);
-        Ok(())
-    }
-
-    /// Sets all bytes.
-    ///
-    /// # Errors
-    ///
-    /// If the memory is another device's.
-    pub fn fill(&self, memory: &Memory, byte: u8) -> Result<(), DeviceError> {
-        self.own("the memory", memory)?;
-        self.device.bind()?;
-        // SAFETY: the range was allocated, and stays so: freeing it waits for the device, and a recording keeps it.
-        unsafe { result::memset_d8_async(memory.at(), byte, memory.bytes, self.stream.cu_stream()) }
-            .map_err(refused(format!("fill {} bytes", memory.bytes)))?;
-        self.keep(&[memory], None);
-        Ok(())
-    }
-
-    /// Records what `work` puts into the stream, instead of doing it.
-    ///
-    /// # Errors
-    ///
-    /// If `work` fails, the stream is being recorded already, or the driver cannot make a graph of it.
-    pub fn record(&self, work: impl FnOnce() -> Result<(), DeviceError>) -> Result<Graph, DeviceError> {
-        self.not_recording("a recording")?;
-        self.device.bind()?;
-        // Relaxed: memory may be allocated and freed meanwhile, which is none of the graph's business.
-        self.stream
-            .begin_capture(sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED)
-            .map_err(refused("record a stream"))?;
-        *self.recording() = Some(Recording::default());
-        let done = work();
-        let kept = self.recording().take().unwrap_or_default();
-        let graph = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
-        done?;
-        let graph = graph.map_err(refused("make a graph of what was recorded"))?;
-        Ok(Graph { graph, kept, stream: self.stream.clone() })
-    }
-
-    /// Marks this place in the stream.
-    ///
-    /// # Errors
-    ///
-    /// If the driver is older than 12.8.
-    pub fn mark(&self) -> Result<Mark, DeviceError> {
-        if self.device.about.driver < TIMING {
-            let found = self.device.about.driver;
-            return Err(DeviceError::OldDriver { what: "measuring time on the device", found, needed: TIMING });
-        }
-        let event = self.stream.record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT));
-        Ok(Mark(event.map_err(refused("mark a place in a stream"))?))
-    }
-
-    /// Puts a kernel into the stream.
-    ///
-    /// # Errors
-    ///
-    /// If the driver refuses it.
-    ///
-    /// # Safety
-    ///
-    /// `A` has to be the one parameter of the kernel, what it points to has to be as large as the kernel expects, and all of that
-    /// memory has to be among `uses`.
-    pub(super) unsafe fn launch<A>(
-        &self,
-        kernel: &Kernel,
-        grid: Grid,
-        arguments: &A,
-        uses: &[&Memory],
-    ) -> Result<(), DeviceError> {
-        self.device.bind()?;
-        let mut overlap = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
-        };
-        let config = sys::CUlaunchConfig {
-            gridDimX: grid.blocks[0],
-            gridDimY: grid.blocks[1],
-            gridDimZ: 1,
-            blockDimX: grid.threads,
-            blockDimY: 1,
-            blockDimZ: 1,
-            sharedMemBytes: grid.shared,
-            hStream: self.stream.cu_stream(),
-            attrs: &raw mut overlap,
-            numAttrs: u32::from(self.overlap && kernel.waits),
-        };
-        let mut parameters = [std::ptr::from_ref(arguments).cast_mut().cast::<c_void>()];
-        // SAFETY: the kernel has one parameter, which is `arguments` by this function's contract; the driver copies it before
-        // it returns. What it points to lives on: memory is freed only when the device has nothing left to do, and
-        // a recording keeps it.
-        unsafe {
-            sys::cuLaunchKernelEx(
-                &raw const config,
-                kernel.function.cu_function(),
-                parameters.as_mut_ptr(),
-                std::ptr::null_mut(),
-            )
-            .result()
-        }
-        .map_err(refused("launch a kernel"))?;
-        self.keep(uses, Some(kernel));
-        Ok(())
-    }
-
-    /// `Ok` if the memory is on the stream's device.
-    pub(super) fn own(&self, what: &'static str, memory: &Memory) -> Result<(), DeviceError> {
-        if memory.is_of(&self.device) { Ok(()) } else { Err(DeviceError::Foreign { what, whose: "device" }) }
-    }
-
-    /// A number that no other stream has while this one lives.
-    pub(super) fn id(&self) -> usize {
-        self.stream.cu_stream().addr()
-    }
-
-    fn recording(&self) -> std::sync::MutexGuard<'_, Option<Recording>> {
-        self.recorded.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn keep(&self, memory: &[&Memory], kernel: Option<&Kernel>) {
-        if let Some(recording) = &mut *self.recording() {
-            recording.memory.extend(memory.iter().copied().cloned());
-            recording.kernels.extend(kernel.cloned());
-        }
-    }
-
-    fn not_recording(&self, what: &'static str) -> Result<(), DeviceError> {
-        if self.recording().is_some() { Err(DeviceError::Recording { what }) } else { Ok(()) }
-    }
-}
-
-fn same_length(memory: &Memory, bytes: usize) -> Result<(), DeviceError> {
-    if memory.bytes == bytes {
-        return Ok(());
-    }
-    let expected = format!("{bytes} bytes, as many as are copied");
-    Err(DeviceError::Shape { what: "the memory", found: memory.bytes, expected })
-}
-
-/// Work that was recorded, to be done as often as it is asked for.
-pub struct Graph {
-    /// `None` if nothing was recorded.
-    graph: Option<CudaGraph>,
-    kept: Recording,
-    stream: Arc<CudaStream>,
-}
-
-impl fmt::Debug for Graph {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Graph").field("kernels", &self.kernels()).finish_non_exhaustive()
-    }
-}
-
-impl Graph {
-    /// Puts all of it into the stream that it was recorded from.
-    ///
-    /// # Errors
-    ///
-    /// If the driver refuses it, or something that was recorded cannot be done.
-    pub fn launch(&self) -> Result<(), DeviceError> {
-        self.graph.as_ref().map_or(Ok(()), |graph| graph.launch().map_err(refused("launch a graph")))
-    }
-
-    /// How many kernels it runs.
-    pub fn kernels(&self) -> usize {
-        self.kept.kernels.len()
-    }
-}
-
-impl Drop for Graph {
-    fn drop(&mut self) {
-        // What the graph uses is given back only when the device is done with it.
-        let _ = self.stream.synchronize();
-    }
-}
-
-/// A place in a stream whose time is taken.
-#[derive(Debug)]
-pub struct Mark(CudaEvent);
-
-impl Mark {
-    /// Seconds from this mark to a later one, which are waited for.
-    ///
-    /// # Errors
-    ///
-    /// If the work between them failed.
-    pub fn seconds_to(&self, later: &Mark) -> Result<f64, DeviceError> {
-        let ms = self.0.elapsed_ms(&later.0).map_err(refused("measure time"))?;
-        Ok(f64::from(ms) / 1e3)
-    }
 }

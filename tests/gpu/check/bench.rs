@@ -57,14 +57,14 @@ impl Layer {
     /// A product with each of the first `copies` weights in turn, `count` in all.
     fn graph(
         &self,
-        stream: &Stream,
+        stream: &mut Stream,
         rows: usize,
         copies: usize,
         spread: Option<Spread>,
         count: usize,
     ) -> Result<Graph, DeviceError> {
         let mut workspace = Workspace::new(stream, &[&self.weights[0]], spread)?;
-        stream.record(|| {
+        stream.record(|stream| {
             for i in 0..count {
                 let (weight, at) = (&self.weights[i % copies], i % self.weights.len());
                 let x = DeviceRows { memory: &self.x[at], stride: weight.k() };
@@ -90,14 +90,23 @@ impl Layer {
 fn time(stream: &Stream, graph: &Graph, launches: usize) -> Result<[f64; 3], DeviceError> {
     graph.launch()?;
     stream.synchronize()?;
-    let mut times = Vec::new();
+    // Without waiting between them: a graph is launched while the one ahead of it runs.
+    let mut marks = vec![stream.mark()?];
     for _ in 0..launches {
-        let start = stream.mark()?;
         graph.launch()?;
-        times.push(start.seconds_to(&stream.mark()?)? / graph.kernels() as f64);
+        marks.push(stream.mark()?);
+    }
+    let mut times = Vec::new();
+    for pair in marks.windows(2) {
+        times.push(pair[0].seconds_to(&pair[1])? / graph.kernels() as f64);
     }
     times.sort_by(f64::total_cmp);
     Ok([times[0], times[times.len() / 2], times[times.len() - 1]])
+}
+
+/// Products in a graph: all copies, so often that the launch of a graph is little beside it.
+fn products(copies: usize, options: &Options) -> usize {
+    if options.small { copies } else { copies.max(200).next_multiple_of(copies) }
 }
 
 fn sizes(options: &Options) -> Vec<(usize, usize)> {
@@ -106,7 +115,7 @@ fn sizes(options: &Options) -> Vec<(usize, usize)> {
 
 /// Tables of times, which go to the receipts as well.
 pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receipts) -> Result<(), DeviceError> {
-    let stream = device.stream()?;
+    let mut stream = device.stream()?;
     println!(
         "\nmicroseconds for a product: median (least to most); f16, groups of 128; cold: {} MB of copies",
         ROTATED >> 20
@@ -119,11 +128,16 @@ pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receip
             let copies = layer.weights.len();
             for rows in [1, 8, 16] {
                 let launches = if options.small { 2 } else { 50 };
-                let cold = time(&stream, &layer.graph(&stream, rows, copies, None, copies)?, launches)?;
-                let warm = time(&stream, &layer.graph(&stream, rows, 1, None, copies)?, launches)?;
+                let count = products(copies, options);
+                let graph = layer.graph(&mut stream, rows, copies, None, count)?;
+                let cold = time(&stream, &graph, launches)?;
+                let graph = layer.graph(&mut stream, rows, 1, None, count)?;
+                let warm = time(&stream, &graph, launches)?;
                 let number = if format.ends_with("a8") { 1 } else { 2 };
                 let bytes = layer.weights[0].bytes() + rows * (number * k + 2 * n);
                 let Spread { together, splits } = layer.weights[0].spread(device, rows);
+                // Half of the cache: it is in two parts.
+                let fits = bytes <= device.about().cache / 2;
                 let us = |[least, median, most]: [f64; 3]| {
                     format!("{:.2} ({:.2} to {:.2})", 1e6 * median, 1e6 * least, 1e6 * most)
                 };
@@ -132,12 +146,12 @@ pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receip
                     bytes as f64 / 1e6,
                     us(cold),
                     bytes as f64 / cold[1] / 1e9,
-                    us(warm)
+                    if fits { us(warm) } else { "-".to_owned() }
                 );
                 receipts.time(
                     format,
                     json!({"k": k, "n": n, "rows": rows, "bytes": bytes, "together": together, "splits": splits,
-                        "cold": cold, "warm": warm}),
+                        "cold": cold, "warm": fits.then_some(warm)}),
                 );
             }
         }
@@ -147,7 +161,7 @@ pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receip
 
 /// Every way to deal a product to the device, the fastest first, beside the one that is chosen.
 pub(crate) fn tune(device: &Arc<Device>, options: &Options) -> Result<(), DeviceError> {
-    let stream = device.stream()?;
+    let mut stream = device.stream()?;
     println!("\n| k x n | rows | chosen | microseconds | fastest | microseconds | next | microseconds |");
     println!("|---|---|---|---|---|---|---|---|");
     for (k, n) in sizes(options) {
@@ -160,12 +174,13 @@ pub(crate) fn tune(device: &Arc<Device>, options: &Options) -> Result<(), Device
                 for splits in [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 28] {
                     let spread = Spread { together, splits };
                     if splits <= k.div_ceil(128) {
-                        let graph = layer.graph(&stream, rows, copies, Some(spread), copies)?;
+                        let graph = layer.graph(&mut stream, rows, copies, Some(spread), products(copies, options))?;
                         times.push((time(&stream, &graph, 5)?[1], spread));
                     }
                 }
             }
-            let own = time(&stream, &layer.graph(&stream, rows, copies, None, copies)?, 5)?[1];
+            let graph = layer.graph(&mut stream, rows, copies, None, products(copies, options))?;
+            let own = time(&stream, &graph, 5)?[1];
             times.sort_by(|a, b| a.0.total_cmp(&b.0));
             let cell = |(time, Spread { together, splits }): (f64, Spread)| {
                 format!("{together} x {splits} | {:.2}", 1e6 * time)

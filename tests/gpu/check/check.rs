@@ -1,7 +1,7 @@
 //! Products with few token rows, against float64 from the codes.
 
 use crate::Options;
-use crate::few_rows::{Case, Shape, shapes};
+use crate::few_rows::{Case, Shape, bits, shapes};
 use crate::receipt::Receipts;
 use crate::support::Random;
 use half::{bf16, f16};
@@ -16,10 +16,10 @@ use std::sync::Arc;
 /// A case on a device.
 pub(crate) struct Placed {
     pub(crate) weight: DeviceWeight,
-    x: Memory,
-    bias: Memory,
-    residual: Memory,
-    y: Memory,
+    pub(crate) x: Memory,
+    pub(crate) bias: Memory,
+    pub(crate) residual: Memory,
+    pub(crate) y: Memory,
     workspace: Workspace,
 }
 
@@ -119,7 +119,7 @@ fn judged(
 
 /// The number of faults.
 pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receipts) -> Result<usize, DeviceError> {
-    let stream = device.stream()?;
+    let mut stream = device.stream()?;
     let mut faults = Vec::new();
     let mut random = Random(5);
     let mut cases: BTreeMap<u32, usize> = BTreeMap::new();
@@ -127,15 +127,19 @@ pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receip
     let all = shapes().into_iter().chain(if options.small { Vec::new() } else { large });
     for shape in all {
         *cases.entry(shape.bits).or_default() += 1;
-        judged(&stream, &Case::random(shape, &mut random), options.runs, receipts, &mut faults)?;
+        let done = judged(&stream, &Case::random(shape, &mut random), options.runs, receipts, &mut faults);
+        if let Err(error) = done {
+            faults.push(format!("{shape:?}: {error}"));
+        }
     }
     for (bits, count) in cases {
         println!("w{bits}: {count} shapes, {} runs each", options.runs);
     }
     tiles_are_those_of_the_host(&stream, &mut faults)?;
+    numbers_of_codes(&stream, &mut faults)?;
     rows_do_not_meet(&stream, receipts, &mut faults)?;
     every_weight(&stream, &mut faults)?;
-    recorded(&stream, &mut faults)?;
+    recorded(&mut stream, &mut faults)?;
     for fault in &faults {
         println!("WRONG: {fault}");
         receipts.fault(fault);
@@ -187,6 +191,52 @@ fn tiles_are_those_of_the_host(stream: &Stream, faults: &mut Vec<String>) -> Res
                 stream.read(weight.tiles(), &mut bytes)?;
                 if bytes != Tiles::new(shape.format(), &stored, gated)?.bytes {
                     faults.push(format!("{shape:?}, gated {gated}: the device arranges tiles otherwise than the host"));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What codes stand for, in 16 bits: exact but for one rounding.
+fn numbers_of_codes(stream: &Stream, faults: &mut Vec<String>) -> Result<(), DeviceError> {
+    for bits_of_code in [2, 3, 4] {
+        for (element, group, n, k, gated) in [
+            (Element::F16, 128, 96, 300, false),
+            (Element::Bf16, 32, 33, 129, false),
+            (Element::F16, 64, 70, 512, true),
+            (Element::Bf16, 256, 64, 77, true),
+        ] {
+            let shape = Shape { bits: bits_of_code, element, n, k, group, ..Shape::PLAIN };
+            let case = Case::new(shape, |_, _| 0.0);
+            let weight = DeviceWeight::load(stream, shape.format(), &case.stored(), gated)?;
+            let outputs = weight.outputs();
+            let (stride, row_tiles) = (k.next_multiple_of(8) + 8, n.div_ceil(32));
+            for first in 0..row_tiles {
+                let memory = stream.device().memory(2 * 32 * (row_tiles - first) * stride)?;
+                stream.fill(&memory, 0xff)?;
+                let rows = DeviceRows { memory: &memory, stride };
+                weight.dequantize(stream, first..row_tiles, element, rows)?;
+                let mut found = vec![0; memory.bytes()];
+                stream.read(&memory, &mut found)?;
+                for (place, bytes) in found.as_chunks().0.iter().enumerate() {
+                    let (row, column) = (place / stride, place % stride);
+                    let (tile, within) = (first + row / 32, row % 32);
+                    let own = if gated { 16 * tile + within % 16 } else { 32 * tile + within };
+                    let channel = own + if gated && within >= 16 { outputs } else { 0 };
+                    let wanted = if own >= outputs || column >= k.next_multiple_of(8) {
+                        0xffff
+                    } else if column >= k {
+                        0
+                    } else {
+                        let group = channel * case.codes.groups() + column / group;
+                        let code = f32::from(case.codes.codes[channel * k + column]);
+                        bits(element, case.codes.scales[group] * (code - f32::from(case.codes.zero_points[group])))
+                    };
+                    if u16::from_le_bytes(*bytes) != wanted {
+                        faults.push(format!("{shape:?}, gated {gated}: number {column} of channel {channel} is wrong"));
+                        return Ok(());
+                    }
                 }
             }
         }
@@ -258,7 +308,7 @@ fn every_weight(stream: &Stream, faults: &mut Vec<String>) -> Result<(), DeviceE
 
 /// A chain of products in a graph, launched again and again, in place of the same chain in a stream: every product reads what the
 /// one before wrote, so that none may begin too early.
-fn recorded(stream: &Stream, faults: &mut Vec<String>) -> Result<(), DeviceError> {
+fn recorded(stream: &mut Stream, faults: &mut Vec<String>) -> Result<(), DeviceError> {
     let k = 512;
     let shape = Shape { k, n: k, rows: 3, splits: 2, together: 2, single: false, ..Shape::PLAIN };
     let mut random = Random(9);
@@ -284,13 +334,6 @@ fn recorded(stream: &Stream, faults: &mut Vec<String>) -> Result<(), DeviceError
         }
         Ok(())
     };
-    let result = |again: &mut dyn FnMut() -> Result<(), DeviceError>| -> Result<Vec<u8>, DeviceError> {
-        stream.write(&buffers[0], &start)?;
-        again()?;
-        let mut out = vec![0; bytes];
-        stream.read(&buffers[0], &mut out)?;
-        Ok(out)
-    };
     let mut alone = device_stream_without_overlap(stream)?;
     let own = {
         let mut workspace = Workspace::new(&alone, &[&weight], Some(spread(&shape)))?;
@@ -303,7 +346,15 @@ fn recorded(stream: &Stream, faults: &mut Vec<String>) -> Result<(), DeviceError
         alone.read(&buffers[0], &mut out)?;
         out
     };
-    let graph = stream.record(|| chain(stream, &mut workspace))?;
+    let graph = stream.record(|stream| chain(stream, &mut workspace))?;
+    let stream = &*stream;
+    let result = |again: &mut dyn FnMut() -> Result<(), DeviceError>| -> Result<Vec<u8>, DeviceError> {
+        stream.write(&buffers[0], &start)?;
+        again()?;
+        let mut out = vec![0; bytes];
+        stream.read(&buffers[0], &mut out)?;
+        Ok(out)
+    };
     if graph.kernels() != 4 {
         faults.push(format!("a graph of 4 products has {} kernels", graph.kernels()));
     }

@@ -1,5 +1,6 @@
 //! Products of weights and activations of few bits: sums are exact, so every bit is known.
 
+use crate::Options;
 use crate::few_rows::{GAP, bits, value};
 use crate::receipt::Receipts;
 use crate::support::{Random, codes_of};
@@ -54,8 +55,8 @@ fn shapes(format: &'static Format) -> Vec<Shape> {
 }
 
 /// The number of faults.
-pub(crate) fn all(device: &Arc<Device>, runs: usize, receipts: &mut Receipts) -> Result<usize, DeviceError> {
-    let stream = device.stream()?;
+pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receipts) -> Result<usize, DeviceError> {
+    let (stream, runs) = (device.stream()?, options.runs);
     let mut faults = Vec::new();
     for format in FORMATS.iter().filter(|format| format.scheme == Scheme::WeightActivation && format.tiles.is_some()) {
         let shapes = shapes(format);

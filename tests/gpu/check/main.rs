@@ -5,7 +5,7 @@
 //! gpu_check [--device N] [--only check|bench|tune] [--runs N] [--small] [--out FOLDER]
 //! ```
 //!
-//! Prints a line per group of cases and tables of times, writes receipts (`<unit>.json`) to the folder as soon as a unit is done, and
+//! Prints a line per group of cases and tables of times, writes receipts (`<unit>.json`) to the folder after every part, and
 //! ends with status 1 if anything was wrong. `--small` leaves out what takes long: for compute-sanitizer, and for the emulation.
 
 #![allow(clippy::print_stdout, reason = "a program that prints")]
@@ -16,6 +16,7 @@ mod few_rows;
 mod integers;
 mod misuse;
 mod norms;
+mod prefill;
 mod receipt;
 #[path = "../../../kernels/tests/support/mod.rs"]
 mod support;
@@ -23,6 +24,7 @@ mod support;
 use mbqc_kernels::cuda::{Device, DeviceError};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// What to do.
@@ -93,10 +95,23 @@ fn work(options: &Options) -> Result<usize, String> {
     let mut receipts = receipt::Receipts::new(&device, options.out.clone());
     let mut faults = 0;
     if options.does("check") {
-        faults += check::all(&device, options, &mut receipts).map_err(text)?;
-        faults += integers::all(&device, options.runs, &mut receipts).map_err(text)?;
-        faults += norms::all(&device, &mut receipts).map_err(text)?;
-        faults += misuse::all(&device).map_err(text)?;
+        type Part = fn(&Arc<Device>, &Options, &mut receipt::Receipts) -> Result<usize, DeviceError>;
+        let parts: [(&str, Part); 5] = [
+            ("few rows", check::all),
+            ("integers", integers::all),
+            ("norms", norms::all),
+            ("many rows", prefill::all),
+            ("misuse", misuse::all),
+        ];
+        for (name, part) in parts {
+            // What one part cannot do says nothing of the others.
+            faults += part(&device, options, &mut receipts).unwrap_or_else(|error| {
+                println!("WRONG: {name}: {error}");
+                receipts.fault(&format!("{name}: {error}"));
+                1
+            });
+            receipts.write()?;
+        }
     }
     receipts.write()?;
     if options.does("bench") {

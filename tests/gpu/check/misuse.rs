@@ -1,13 +1,16 @@
 //! What must be refused, with an error that says why.
 
+use crate::Options;
 use crate::few_rows::{Case, Shape};
+use crate::receipt::Receipts;
 use crate::support::Random;
 use mbqc_kernels::cuda::{Device, DeviceError, DeviceProduct, DeviceRows, DeviceWeight, Element, Spread, Workspace};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 /// The number of faults.
-pub(crate) fn all(device: &Arc<Device>) -> Result<usize, DeviceError> {
-    let stream = device.stream()?;
+pub(crate) fn all(device: &Arc<Device>, _: &Options, receipts: &mut Receipts) -> Result<usize, DeviceError> {
+    let mut stream = device.stream()?;
     let shape = Shape { k: 300, n: 64, rows: 2, ..Shape::PLAIN };
     let case = Case::random(shape, &mut Random(3));
     let weight = DeviceWeight::load(&stream, shape.format(), &case.stored(), false)?;
@@ -15,6 +18,7 @@ pub(crate) fn all(device: &Arc<Device>) -> Result<usize, DeviceError> {
     let mut workspace = Workspace::new(&stream, &[&weight], Some(spread))?;
     let mut none = Workspace::new(&stream, &[], None)?;
     let memory = device.memory(4096)?;
+    stream.fill(&memory, 0)?;
     let [x, y, bias] = [memory.part(0..1216)?, memory.part(1280..1536)?, memory.part(2048..2176)?];
     let good = DeviceProduct {
         x: DeviceRows { memory: &x, stride: 304 }.into(),
@@ -63,7 +67,19 @@ pub(crate) fn all(device: &Arc<Device>) -> Result<usize, DeviceError> {
     let case = Case::random(group, &mut Random(3));
     let loaded = DeviceWeight::load(&stream, group.format(), &case.stored(), false);
     expect("groups of 16", loaded.map(drop), "group size 16");
-    let inside = stream.record(|| stream.write(&memory, &[0; 4096]));
+    let graph = stream.record(|stream| weight.product(stream, &good, &mut workspace))?;
+    let inside = stream.record(|_| graph.launch());
+    expect("a graph in a recording", inside.map(drop), "cannot be recorded");
+    // A graph may be given up in a recording.
+    let again = stream.record(|stream| {
+        drop(graph);
+        weight.product(stream, &good, &mut workspace)
+    })?;
+    again.launch()?;
+    let caught = catch_unwind(AssertUnwindSafe(|| stream.record(|_| panic!("within a recording")).map(drop)));
+    assert!(caught.is_err(), "the panic goes on");
+    stream.synchronize()?;
+    let inside = stream.record(|stream| stream.write(&memory, &[0; 4096]));
     expect("a copy in a recording", inside.map(drop), "cannot be recorded");
     let full = device.memory(usize::MAX >> 8);
     expect("more memory than there is", full.map(drop), "has no room for");
@@ -74,6 +90,7 @@ pub(crate) fn all(device: &Arc<Device>) -> Result<usize, DeviceError> {
     stream.synchronize()?;
     for fault in &faults {
         println!("WRONG: {fault}");
+        receipts.fault(fault);
     }
     Ok(faults.len())
 }

@@ -71,19 +71,30 @@ impl Receipts {
                     (name.clone(), json!({"cases": cases, "runs": runs, "error_f32": single, "error_16": half}))
                 })
                 .collect();
+            let path = folder.join(format!("{name}.json"));
+            // Checks and times may come from runs of their own.
+            let before: Value =
+                std::fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+            let hash = source_hash(name)?;
+            let same = before["sources"] == *hash && before["device"] == *about.name;
+            let kernels = if kernels.is_empty() && same { before["kernels"].clone() } else { kernels.into() };
+            let times = if unit.times.is_empty() && same { before["times"].clone() } else { unit.times.clone().into() };
+            let earlier = before["faults"].as_array().filter(|_| same).cloned().unwrap_or_default();
+            let new =
+                self.faults.iter().map(|fault| Value::from(fault.as_str())).filter(|fault| !earlier.contains(fault));
+            let faults: Vec<Value> = earlier.iter().cloned().chain(new).collect();
             let receipt = json!({
                 "unit": name,
-                "sources": source_hash(name)?,
+                "sources": hash,
                 "device": about.name,
                 "capability": format!("{}.{}", about.capability.0, about.capability.1),
                 "driver": format!("{}.{}", about.driver.0, about.driver.1),
                 "image": image,
                 "unix_time": seconds,
-                "faults": self.faults,
+                "faults": faults,
                 "kernels": kernels,
-                "times": unit.times,
+                "times": times,
             });
-            let path = folder.join(format!("{name}.json"));
             std::fs::write(&path, format!("{receipt:#}\n")).map_err(|error| format!("{}: {error}", path.display()))?;
         }
         Ok(())

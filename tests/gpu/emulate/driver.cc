@@ -10,13 +10,14 @@
 
 namespace {
 
-enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_DEVICE = 101, NO_BINARY = 209, NOT_FOUND = 500, UNSUPPORTED = 900 };
+enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_DEVICE = 101, NO_BINARY = 209, NOT_FOUND = 500, UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901 };
 
 typedef std::function<void()> Work;
 
 struct Stream {
     std::vector<Work> queue;
     std::vector<Work>* recording = nullptr;
+    bool spoilt = false;
 };
 
 struct Module {
@@ -88,7 +89,7 @@ API cuDeviceGetAttribute(int* value, int attribute, int) {
 }
 API cuDevicePrimaryCtxRetain(void** context, int device) { return *context = (void*)(uintptr_t)(device + 1), SUCCESS; }
 API cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
-static void* current_context;
+static thread_local void* current_context;
 API cuCtxSetCurrent(void* context) { return current_context = context, SUCCESS; }
 API cuCtxGetCurrent(void** context) { return *context = current_context, SUCCESS; }
 API cuCtxSynchronize() {
@@ -133,21 +134,30 @@ API cuMemcpyDtoDAsync_v2(u64 to, u64 from, size_t bytes, Stream* stream) {
     return put(stream, [=] { memcpy((void*)to, (void*)from, bytes); }), SUCCESS;
 }
 API cuMemsetD8Async(u64 at, unsigned char byte, size_t bytes, Stream* stream) {
+    if (bytes == 0) return INVALID_VALUE;
     return put(stream, [=] { memset((void*)at, byte, bytes); }), SUCCESS;
 }
 
 API cuStreamCreate(Stream** stream, unsigned) { return streams.push_back(*stream = new Stream), SUCCESS; }
-API cuStreamSynchronize(Stream* stream) { return stream->recording ? UNSUPPORTED : (run(stream), SUCCESS); }
+// Waiting for a stream that is being recorded is refused, and spoils the recording.
+API cuStreamSynchronize(Stream* stream) {
+    if (stream->recording) return stream->spoilt = true, UNSUPPORTED;
+    return run(stream), SUCCESS;
+}
+API cuStreamWaitEvent(Stream*, Event*, unsigned) { return cuCtxSynchronize(); }
 API cuStreamDestroy_v2(Stream* stream) {
     streams.erase(std::find(streams.begin(), streams.end(), stream));
     delete stream;
     return SUCCESS;
 }
-API cuStreamBeginCapture_v2(Stream* stream, int) { return stream->recording = new std::vector<Work>, SUCCESS; }
+API cuStreamBeginCapture_v2(Stream* stream, int) {
+    stream->spoilt = false;
+    return stream->recording = new std::vector<Work>, SUCCESS;
+}
 API cuStreamEndCapture(Stream* stream, std::vector<Work>** graph) {
     *graph = stream->recording;
     stream->recording = nullptr;
-    return SUCCESS;
+    return stream->spoilt ? CAPTURE_INVALIDATED : SUCCESS;
 }
 API cuGraphInstantiateWithFlags(std::vector<Work>** exec, std::vector<Work>* graph, u64) { return *exec = new std::vector<Work>(*graph), SUCCESS; }
 API cuGraphLaunch(std::vector<Work>* exec, Stream* stream) {
@@ -159,6 +169,7 @@ API cuGraphDestroy(std::vector<Work>* graph) { return delete graph, SUCCESS; }
 
 API cuEventCreate(Event** event, unsigned) { return *event = new Event, SUCCESS; }
 API cuEventRecord(Event* event, Stream* stream) {
+    if (stream->recording) return UNSUPPORTED;
     return put(stream, [=] { event->at = (double)clock() / CLOCKS_PER_SEC; }), SUCCESS;
 }
 API cuEventSynchronize(Event*) { return cuCtxSynchronize(); }
@@ -187,6 +198,57 @@ API cuLaunchKernelEx(const Config* config, const Entry* entry, void** parameters
     auto arguments = std::make_shared<std::vector<char>>((char*)parameters[0], (char*)parameters[0] + entry->bytes);
     put(config->stream, [=] {
         emulated::launch(copy.grid[0], copy.grid[1], copy.block[0], std::max(16u, copy.shared), seed++, [&] { entry->run(arguments->data()); });
+    });
+    return SUCCESS;
+}
+
+// cuBLASLt, as far as `kernels/cuda/driver/blas.rs` uses it: D = op(A) B in f32, columns first.
+struct Layout {
+    int type;
+    u64 rows, columns;
+    long long stride;
+};
+struct Product {
+    int compute, scale, transposed;
+};
+enum { HALF = 2, BRAIN = 14, SINGLE = 0, COMPUTE_32F = 68, NOT_SUPPORTED = 15 };
+
+API cublasLtCreate(void** handle) { return *handle = malloc(1), SUCCESS; }
+API cublasLtDestroy(void* handle) { return free(handle), SUCCESS; }
+API cublasLtMatrixLayoutCreate(Layout** layout, int type, u64 rows, u64 columns, long long stride) {
+    return *layout = new Layout{type, rows, columns, stride}, SUCCESS;
+}
+API cublasLtMatrixLayoutDestroy(Layout* layout) { return delete layout, SUCCESS; }
+API cublasLtMatmulDescCreate(Product** product, int compute, int scale) { return *product = new Product{compute, scale, 0}, SUCCESS; }
+API cublasLtMatmulDescDestroy(Product* product) { return delete product, SUCCESS; }
+API cublasLtMatmulDescSetAttribute(Product* product, int attribute, const int* value, size_t bytes) {
+    if (attribute != 3 || bytes != 4) return (int)NOT_SUPPORTED;
+    return product->transposed = *value, SUCCESS;
+}
+API cublasLtMatmulPreferenceCreate(int** preference) { return *preference = new int, SUCCESS; }
+API cublasLtMatmulPreferenceDestroy(int* preference) { return delete preference, SUCCESS; }
+API cublasLtMatmulPreferenceSetAttribute(int*, int attribute, const void*, size_t bytes) {
+    return bytes == (attribute == 1 ? 8u : 4u) ? (int)SUCCESS : (int)NOT_SUPPORTED;
+}
+API cublasLtMatmulAlgoGetHeuristic(void*, Product* product, Layout* a, Layout* b, Layout*, Layout* d, int*, int, int* result, int* count) {
+    bool right = product->compute == COMPUTE_32F && product->scale == SINGLE && product->transposed == 1 && d->type == SINGLE &&
+                 (a->type == HALF || a->type == BRAIN) && b->type == a->type && a->rows == b->rows && d->rows == a->columns &&
+                 d->columns == b->columns && a->stride % 8 == 0 && b->stride % 8 == 0 && a->stride >= (long long)a->rows;
+    memset(result, 0, 96);  // cublasLtMatmulHeuristicResult_t, whose state is then a success
+    return *count = right, SUCCESS;
+}
+API cublasLtMatmul(void*, Product*, const float* alpha, const u16* a, Layout* a_layout, const u16* b, Layout* b_layout, const float* beta,
+                   const void*, Layout*, float* d, Layout* d_layout, const void*, void*, size_t, Stream* stream) {
+    if (*alpha != 1 || *beta != 0 || (u64)a % 16 || (u64)b % 16 || (u64)d % 16) return INVALID_VALUE;
+    Layout left = *a_layout, right = *b_layout, out = *d_layout;
+    put(stream, [=] {
+        auto number = [&](u16 bits) { return left.type == HALF ? to_float(F16(), bits) : to_float(BF16(), bits); };
+        for (u64 i = 0; i < out.rows; i++)
+            for (u64 j = 0; j < out.columns; j++) {
+                double sum = 0;
+                for (u64 k = 0; k < left.rows; k++) sum += (double)number(a[i * left.stride + k]) * number(b[j * right.stride + k]);
+                d[j * out.stride + i] = (float)sum;
+            }
     });
     return SUCCESS;
 }

@@ -1,5 +1,6 @@
 // The kernels by name, for programs on the host.
 #pragma once
+#include "../../../kernels/cuda/finish.cu"
 #include "../../../kernels/cuda/norm.cu"
 #include "../../../kernels/w2/kernel.cu"
 #include "../../../kernels/w3/kernel.cu"
@@ -28,15 +29,22 @@ static void run_kernel(const void* arguments) {
 #define BYTES_ENTRY(name, type, rows) ENTRY(name##_##type##_##rows, Integer, 256, small_shared<rows / 8>())
 #define BYTES_ENTRIES(name) \
     BYTES_ENTRY(name, f16, 8), BYTES_ENTRY(name, f16, 16), BYTES_ENTRY(name, bf16, 8), BYTES_ENTRY(name, bf16, 16)
+#define DEQUANTIZE_ENTRIES(name) \
+    ENTRY(name##_dequantize_f16, Dequantize, 128, 0), ENTRY(name##_dequantize_bf16, Dequantize, 128, 0)
 static const Entry KERNELS[] = {
     ENTRIES(w2a16),
     ENTRIES(w3a16),
     ENTRIES(w4a16),
     BYTES_ENTRIES(w4a8),
     BYTES_ENTRIES(w8a8),
+    DEQUANTIZE_ENTRIES(w2),
+    DEQUANTIZE_ENTRIES(w3),
+    DEQUANTIZE_ENTRIES(w4),
     ENTRY(w2_repack, Repack, 128, 0),
     ENTRY(w3_repack, Repack, 128, 0),
     ENTRY(w4_repack, Repack, 128, 0),
+    ENTRY(finish_f16, Finish, 256, 0),
+    ENTRY(finish_bf16, Finish, 256, 0),
     ENTRY(norm_f16, Norm, 256, 64),
     ENTRY(norm_bf16, Norm, 256, 64),
 };

@@ -1,0 +1,175 @@
+//! cuBLASLt, NVIDIA's library of matrix products, for many token rows. Loaded when it is first asked for.
+
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use cudarc::cublaslt::result::{self, CublasError};
+use cudarc::cublaslt::sys;
+
+use super::{Device, Memory, Stream};
+use crate::cuda::error::DeviceError;
+use crate::cuda::weight::Element;
+
+/// What the library may use besides, as NVIDIA recommends for Hopper.
+const WORKSPACE: usize = 32 << 20;
+
+/// The library, in use on a device.
+pub(crate) struct Blas {
+    handle: sys::cublasLtHandle_t,
+    workspace: Memory,
+}
+
+// SAFETY: NVIDIA says that a handle may be used by several threads at once.
+unsafe impl Send for Blas {}
+// SAFETY: as above.
+unsafe impl Sync for Blas {}
+
+impl std::fmt::Debug for Blas {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Blas").finish_non_exhaustive()
+    }
+}
+
+impl Drop for Blas {
+    fn drop(&mut self) {
+        // SAFETY: made by `cublasLtCreate`, and nobody else has it. Work on its way does not need it.
+        let _ = unsafe { result::destroy_handle(self.handle) };
+    }
+}
+
+/// A product `sums = x w^T`, all in a device's memory: `x: [rows, k]`, `w: [n, k]`, 16-bit numbers of one element; `sums: [rows, n]`,
+/// f32, without gaps.
+#[derive(Clone, Copy)]
+pub(crate) struct Sums<'a> {
+    pub(crate) element: Element,
+    pub(crate) rows: usize,
+    pub(crate) n: usize,
+    pub(crate) k: usize,
+    pub(crate) x: &'a Memory,
+    pub(crate) x_stride: usize,
+    pub(crate) w: &'a Memory,
+    pub(crate) w_stride: usize,
+    pub(crate) sums: &'a Memory,
+}
+
+/// What the library says, and what it was asked for.
+fn refused(what: &'static str) -> impl FnOnce(CublasError) -> DeviceError {
+    move |error| DeviceError::Driver {
+        what: what.to_owned(),
+        name: format!("{:?}", error.0),
+        code: error.0 as u32,
+        text: "as cuBLASLt says".to_owned(),
+    }
+}
+
+/// A description of the library's, which goes when it is not needed any more.
+struct Owned<H: Copy>(H, unsafe fn(H) -> Result<(), CublasError>);
+
+impl<H: Copy> Drop for Owned<H> {
+    fn drop(&mut self) {
+        // SAFETY: made by the function that goes with this one, and nobody else has it.
+        let _ = unsafe { (self.1)(self.0) };
+    }
+}
+
+impl Blas {
+    /// Starts using the library.
+    ///
+    /// # Errors
+    ///
+    /// If it is not there, or cannot start.
+    pub(crate) fn new(device: &Arc<Device>) -> Result<Blas, DeviceError> {
+        // SAFETY: this opens the library and closes it.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(DeviceError::NoBlas);
+        }
+        device.bind()?;
+        let workspace = device.memory(WORKSPACE)?;
+        let handle = result::create_handle().map_err(refused("start cuBLASLt"))?;
+        Ok(Blas { handle, workspace })
+    }
+
+    /// Puts a product into the stream.
+    ///
+    /// # Errors
+    ///
+    /// If the library refuses it.
+    ///
+    /// # Safety
+    ///
+    /// The memory has to be as large as the shapes say. Rows of x and w begin at multiples of 16 bytes.
+    pub(crate) unsafe fn multiply(&self, stream: &Stream, product: &Sums<'_>) -> Result<(), DeviceError> {
+        stream.device.bind()?;
+        let &Sums { element, rows, n, k, x, x_stride, w, w_stride, sums } = product;
+        let number = match element {
+            Element::F16 => sys::cudaDataType_t::CUDA_R_16F,
+            Element::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
+        };
+        let single = sys::cudaDataType_t::CUDA_R_32F;
+        // Columns first, as the library counts: sums^T [n, rows] = w [n, k] x^T [k, rows].
+        let layout = |kind, rows: usize, columns: usize, stride: usize| {
+            let layout = result::create_matrix_layout(kind, rows as u64, columns as u64, stride as i64);
+            layout.map(|layout| Owned(layout, result::destroy_matrix_layout)).map_err(refused("describe a matrix"))
+        };
+        let a = layout(number, k, n, w_stride)?;
+        let b = layout(number, k, rows, x_stride)?;
+        let d = layout(single, n, rows, n)?;
+        let product = result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, single);
+        let product = Owned(product.map_err(refused("describe a product"))?, result::destroy_matmul_desc);
+        let transposed = 1i32;
+        let attribute = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA;
+        // SAFETY: the description lives, and the attribute is 32 bits.
+        unsafe { result::set_matmul_desc_attribute(product.0, attribute, (&raw const transposed).cast(), 4) }
+            .map_err(refused("transpose a matrix"))?;
+        let preference = result::create_matmul_pref().map_err(refused("describe what is preferred"))?;
+        let preference = Owned(preference, result::destroy_matmul_pref);
+        use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
+        let set = |attribute, value: *const c_void, bytes| {
+            // SAFETY: the description lives, and `value` is as large as the attribute.
+            unsafe { result::set_matmul_pref_attribute(preference.0, attribute, value, bytes) }
+                .map_err(refused("say what is preferred"))
+        };
+        let most = WORKSPACE as u64;
+        set(Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, (&raw const most).cast(), 8)?;
+        let alignment = 16u32;
+        for attribute in [
+            Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+            Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+            Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+            Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+        ] {
+            set(attribute, (&raw const alignment).cast(), 4)?;
+        }
+        // SAFETY: all descriptions live.
+        let chosen =
+            unsafe { result::get_matmul_algo_heuristic(self.handle, product.0, a.0, b.0, d.0, d.0, preference.0) };
+        let chosen = chosen.map_err(refused("find a way to multiply"))?;
+        let (one, zero) = (1f32, 0f32);
+        let sums_at = sums.at() as *mut c_void;
+        // SAFETY: the memory is as large as the descriptions say by this function's contract, and lives on: freeing it waits for
+        // the device, and a recording keeps it.
+        unsafe {
+            result::matmul(
+                self.handle,
+                product.0,
+                (&raw const one).cast(),
+                (&raw const zero).cast(),
+                w.at() as *const c_void,
+                a.0,
+                x.at() as *const c_void,
+                b.0,
+                sums_at,
+                d.0,
+                sums_at,
+                d.0,
+                &raw const chosen.algo,
+                self.workspace.at() as *mut c_void,
+                WORKSPACE,
+                stream.stream.cu_stream().cast(),
+            )
+        }
+        .map_err(refused("multiply"))?;
+        stream.keep(&[x, w, sums, &self.workspace], None);
+        Ok(())
+    }
+}

@@ -1,0 +1,139 @@
+//! Products with many token rows: a slab of the weight becomes 16-bit numbers, which the second-level cache holds while cuBLASLt
+//! multiplies by them.
+
+use std::sync::Arc;
+
+use super::driver::{Blas, Device, Grid, Kernel, Memory, Stream, Sums};
+use super::error::DeviceError;
+use super::images::Unit;
+use super::tiles::TILE_CHANNELS;
+use super::weight::{Arguments, DeviceProduct, DeviceRows, DeviceWeight, Element};
+
+/// Where the kernel is that follows cuBLASLt.
+pub(super) static UNIT: Unit = Unit { name: "finish", source: include_str!("finish.cu") };
+
+/// Bytes of a slab: some of the second-level cache of a large device.
+const SLAB: usize = 24 << 20;
+
+/// What products with many rows need besides: cuBLASLt, and memory for a slab and its sums. It serves one product after another on
+/// one stream.
+#[derive(Debug)]
+pub struct Prefill {
+    stream: usize,
+    rows: usize,
+    blas: Blas,
+    slab: Memory,
+    sums: Memory,
+    finish: [Kernel; 2],
+}
+
+/// The one parameter of a kernel: `Finish` in `finish.cu`.
+#[repr(C)]
+struct FinishArguments {
+    few: Arguments,
+    sums: u64,
+    first: i32,
+    stride: i32,
+}
+
+/// Rows of tiles of a slab.
+fn height(weight: &DeviceWeight) -> usize {
+    let row = 2 * TILE_CHANNELS * weight.k().next_multiple_of(8);
+    (SLAB / row).clamp(1, weight.row_tiles())
+}
+
+impl Prefill {
+    /// For the products of these weights with up to `rows` token rows, on one stream.
+    ///
+    /// # Errors
+    ///
+    /// If cuBLASLt is not there, kernels cannot be loaded, or memory is short.
+    pub fn new(stream: &Stream, weights: &[&DeviceWeight], rows: usize) -> Result<Prefill, DeviceError> {
+        let device: &Arc<Device> = stream.device();
+        let blas = Blas::new(device)?;
+        let channels = |weight: &&DeviceWeight| TILE_CHANNELS * height(weight);
+        let slab = weights.iter().map(|weight| 2 * channels(weight) * weight.k().next_multiple_of(8)).max();
+        let sums = weights.iter().map(|weight| 4 * channels(weight)).max();
+        let (slab, sums) = (device.memory(slab.unwrap_or(0))?, device.memory(sums.unwrap_or(0).saturating_mul(rows))?);
+        // Channels that a weight does not have are multiplied too, and left alone.
+        stream.fill(&slab, 0)?;
+        stream.synchronize()?;
+        let finish = [device.kernel(&UNIT, "finish_f16")?, device.kernel(&UNIT, "finish_bf16")?];
+        Ok(Prefill { stream: stream.id(), rows, blas, slab, sums, finish })
+    }
+
+    /// Bytes that it takes, without what cuBLASLt uses.
+    pub fn bytes(&self) -> usize {
+        self.slab.bytes() + self.sums.bytes()
+    }
+}
+
+impl DeviceWeight {
+    /// Puts `y = x W^T` into the stream, as [`DeviceWeight::product`] does (a spread means nothing here), in time that many token rows
+    /// are worth. Weights are rounded to the element of the product, and the order of sums is cuBLASLt's.
+    ///
+    /// # Errors
+    ///
+    /// As for [`DeviceWeight::product`]; if there are more rows than `prefill` was made for, or weights have no groups.
+    pub fn product_of_many(
+        &self,
+        stream: &Stream,
+        product: &DeviceProduct<'_>,
+        prefill: &mut Prefill,
+    ) -> Result<(), DeviceError> {
+        let &DeviceProduct { rows, element, .. } = product;
+        if rows == 0 {
+            return Ok(());
+        }
+        if prefill.stream != stream.id() {
+            return Err(DeviceError::Foreign { what: "the memory of a product of many rows", whose: "stream" });
+        }
+        if rows > prefill.rows {
+            let expected = format!("up to {}, as was said beforehand", prefill.rows);
+            return Err(DeviceError::Shape { what: "the number of token rows", found: rows, expected });
+        }
+        self.check(stream, product)?;
+        let (x, ..) = product.x.parts();
+        let stride = self.k().next_multiple_of(8);
+        let (slab, sums) = (prefill.slab.bytes(), prefill.sums.bytes());
+        let channels = TILE_CHANNELS * height(self);
+        if slab < 2 * channels * stride || sums < 4 * channels * rows {
+            let expected = format!("{} bytes for a slab; name the weight beforehand", 2 * channels * stride);
+            return Err(DeviceError::Shape { what: "the memory of a product of many rows", found: slab, expected });
+        }
+        for first in (0..self.row_tiles()).step_by(height(self)) {
+            let last = self.row_tiles().min(first + height(self));
+            let channels = TILE_CHANNELS * (last - first);
+            self.dequantize(stream, first..last, element, DeviceRows { memory: &prefill.slab, stride })?;
+            let multiplied = Sums {
+                element,
+                rows,
+                n: channels,
+                k: self.k(),
+                x: x.memory,
+                x_stride: x.stride,
+                w: &prefill.slab,
+                w_stride: stride,
+                sums: &prefill.sums,
+            };
+            let arguments = FinishArguments {
+                few: self.arguments(product),
+                sums: prefill.sums.at(),
+                first: first as i32,
+                stride: channels as i32,
+            };
+            let grid = Grid { blocks: [(last - first) as u32, rows.div_ceil(8) as u32], threads: 256, shared: 0 };
+            let mut uses = self.uses(product);
+            uses.push(&prefill.sums);
+            // SAFETY: `check` has seen that x and y are as large as they have to be, the slab and the sums were looked at above;
+            // `FinishArguments` is the parameter of the kernels, field by field.
+            #[expect(unsafe_code, reason = "kernels trust their arguments")]
+            unsafe {
+                prefill.blas.multiply(stream, &multiplied)?;
+                let finish = &prefill.finish[usize::from(element == Element::Bf16)];
+                stream.launch(finish, grid, &arguments, &uses)?;
+            }
+        }
+        Ok(())
+    }
+}
