@@ -10,7 +10,7 @@ mod support;
 use place::Place;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use support::{Outcome, tell};
+use support::{Outcome, python, tell};
 
 fn compiler() -> String {
     std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned())
@@ -125,6 +125,14 @@ fn other_forms_are_loaded_where_machine_code_is_refused(driver: &Path) {
     runs(&[("FAKE_CUDA_REFUSES", "ELF")], "PTX for compute_80, compiled by the driver");
 }
 
+/// The folder of the compiler that `tests/gpu/compile.py` uses.
+fn nvrtc() -> Result<Option<PathBuf>, Box<dyn std::error::Error>> {
+    let Some(python) = python() else { return Ok(None) };
+    let text = "import sysconfig; print(sysconfig.get_path('purelib') + '/nvidia/cu13/lib')";
+    let folder = String::from_utf8(run(Command::new(python).args(["-c", text])).stdout)?;
+    Ok(Some(PathBuf::from(folder.trim())).filter(|folder| folder.is_dir()))
+}
+
 /// `mbqc devices`, `mbqc bench --device cuda` and the example.
 fn layers_of_a_file_run(driver: &Path) -> Outcome {
     let place = Place::with_tiny()?;
@@ -171,6 +179,16 @@ fn layers_of_a_file_run(driver: &Path) -> Outcome {
     }
     let without = place.run("bench q.onnx --device cuda");
     assert!(without.code == Some(1) && without.err.contains("there is no CUDA driver"), "{without}");
+
+    // An architecture that nothing is shipped for: NVRTC, where Python has it, compiles the kernels, and they are the same.
+    if let Some(folder) = nvrtc()? {
+        let mut bench = Command::new(env!("CARGO_BIN_EXE_mbqc"));
+        bench.args("bench q.onnx --device cuda --seconds 0.01 --json".split(' ')).envs(small);
+        let libraries = std::env::join_paths([driver, &folder])?;
+        let bench = on(driver, &mut bench).env("FAKE_CUDA_CAPABILITY", "110").env("LD_LIBRARY_PATH", libraries);
+        let bench = place.command(bench);
+        assert!(bench.code == Some(0) && bench.out.contains("\"w3\": \"compiled for sm_110\""), "{bench}");
+    }
 
     let mut example = Command::new(built("multiply_on_a_gpu"));
     let example = place.command(on(driver, example.args(["q.onnx", "up"])));

@@ -15,6 +15,9 @@ pub(super) static UNIT: Unit = Unit { name: "finish", source: include_str!("fini
 /// Bytes of a slab: some of the second-level cache of a large device.
 const SLAB: usize = 24 << 20;
 
+/// Token rows of a product: a grid has no more blocks in its second direction, of eight rows each.
+const MOST_ROWS: usize = 8 * 65535;
+
 /// What products with many rows need besides: cuBLASLt, and memory for a slab and its sums. It serves one product after another on
 /// one stream.
 #[derive(Debug)]
@@ -88,8 +91,9 @@ impl DeviceWeight {
         if prefill.stream != stream.id() {
             return Err(DeviceError::Foreign { what: "the memory of a product of many rows", whose: "stream" });
         }
-        if rows > prefill.rows {
-            let expected = format!("up to {}, as was said beforehand", prefill.rows);
+        let most = prefill.rows.min(MOST_ROWS);
+        if rows > most {
+            let expected = format!("up to {most}, as was said beforehand");
             return Err(DeviceError::Shape { what: "the number of token rows", found: rows, expected });
         }
         self.check(stream, product)?;

@@ -5,7 +5,7 @@ use crate::Options;
 use crate::receipt::Receipts;
 use crate::support::codes_of;
 use mbqc_kernels::cuda::{
-    Device, DeviceError, DeviceProduct, DeviceRows, DeviceTokens, DeviceWeight, Graph, Memory, Spread, Stream,
+    Device, DeviceError, DeviceProduct, DeviceRows, DeviceTokens, DeviceWeight, Graph, Memory, Prefill, Spread, Stream,
     Workspace,
 };
 use mbqc_kernels::{FORMATS, Scheme};
@@ -14,6 +14,9 @@ use std::sync::Arc;
 
 /// Bytes that all copies of a weight take together, at least.
 const ROTATED: usize = 512 << 20;
+
+/// Products in a graph of products with many rows.
+const REPEATED: usize = 10;
 
 /// Weights of a group.
 const GROUP: usize = 128;
@@ -154,6 +157,66 @@ pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receip
                         "cold": cold, "warm": fits.then_some(warm)}),
                 );
             }
+        }
+    }
+    Ok(())
+}
+
+/// Products with many token rows, in slices of what a kernel takes at once and by cuBLASLt: where the one becomes better than the
+/// other.
+pub(crate) fn many(device: &Arc<Device>, options: &Options, receipts: &mut Receipts) -> Result<(), DeviceError> {
+    let mut stream = device.stream()?;
+    println!("\nmicroseconds for a product with many rows, w3, one weight; TFLOP/s of the better");
+    println!("| k x n | rows | in slices | by cuBLASLt | TFLOP/s |");
+    println!("|---|---|---|---|---|");
+    let (sizes, many): (_, &[usize]) = match options.small {
+        true => (vec![(256, 96)], &[20]),
+        false => (vec![(3584, 3584), (3584, 18944)], &[32, 64, 128, 256, 512, 1024, 2048, 4096]),
+    };
+    for (k, n) in sizes {
+        let layer = Layer::new(&stream, "w3", (k, n), 0)?;
+        let weight = &layer.weights[0];
+        let mut workspace = Workspace::new(&stream, &[weight], None)?;
+        for &rows in many {
+            let (x, y) = (device.memory(2 * rows * k)?, device.memory(2 * rows * n)?);
+            stream.fill(&x, 0x2c)?;
+            let product = DeviceProduct {
+                x: DeviceRows { memory: &x, stride: k }.into(),
+                rows,
+                element: mbqc_kernels::cuda::Element::F16,
+                bias: None,
+                residual: None,
+                y: DeviceRows { memory: &y, stride: n },
+                single: false,
+                spread: None,
+            };
+            let launches = if options.small { 2 } else { 10 };
+            // A graph tells the time of a kernel, of which a product has several.
+            let whole = |graph: &Graph, stream: &Stream| -> Result<f64, DeviceError> {
+                Ok(time(stream, graph, launches)?[1] * graph.kernels() as f64 / REPEATED as f64)
+            };
+            let sliced = match rows <= 512 {
+                true => {
+                    let graph = stream.record(|stream| {
+                        (0..REPEATED).try_for_each(|_| weight.product(stream, &product, &mut workspace))
+                    })?;
+                    Some(whole(&graph, &stream)?)
+                }
+                false => None,
+            };
+            let mut prefill = Prefill::new(&stream, &[weight], rows)?;
+            let graph = stream.record(|stream| {
+                (0..REPEATED).try_for_each(|_| weight.product_of_many(stream, &product, &mut prefill))
+            })?;
+            let blas = whole(&graph, &stream)?;
+            let best = sliced.map_or(blas, |sliced| sliced.min(blas));
+            println!(
+                "| {k} x {n} | {rows} | {} | {:.1} | {:.0} |",
+                sliced.map_or("-".to_owned(), |sliced| format!("{:.1}", 1e6 * sliced)),
+                1e6 * blas,
+                2.0 * (rows * k * n) as f64 / best / 1e12
+            );
+            receipts.time("finish", json!({"k": k, "n": n, "rows": rows, "sliced": sliced, "blas": blas}));
         }
     }
     Ok(())

@@ -117,6 +117,11 @@ fn work(options: &Options) -> Result<usize, String> {
     if options.does("bench") {
         bench::all(&device, options, &mut receipts).map_err(text)?;
         receipts.write()?;
+        match bench::many(&device, options, &mut receipts) {
+            Err(error @ DeviceError::NoBlas) => println!("\nmany rows: {error}"),
+            other => other.map_err(text)?,
+        }
+        receipts.write()?;
     }
     if options.does("tune") {
         bench::tune(&device, options).map_err(text)?;
