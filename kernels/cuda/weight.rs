@@ -102,6 +102,9 @@ impl<'a> DeviceInput<'a> {
 }
 
 /// What a device computes: `y = x W^T`, and what its epilogue makes of it, in the order bias, gate, residual.
+///
+/// With weights alone, `y = sum_g s_g (sum_k q x - z_g sum_k x)`: an infinite activation makes its row not a number, as the formula
+/// says, and leaves the other rows alone.
 #[derive(Clone, Copy, Debug)]
 pub struct DeviceProduct<'a> {
     /// Activations, of the kind that the weight's format multiplies.
