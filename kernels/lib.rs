@@ -12,6 +12,8 @@
 //! 5. **What is stored is not trusted.** `unpack` and the kernels answer wrong lengths and impossible zero points with an
 //!    [`Error`], never with a panic.
 //!
+//! [`cuda`] multiplies by the same weights on a device; a machine without one gets an error, and everything else works.
+//!
 //! `unsafe` is denied in the whole workspace and lifted, with its reason, where this crate needs it.
 
 #[macro_use]

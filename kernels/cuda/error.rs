@@ -105,6 +105,14 @@ pub enum DeviceError {
         /// What was asked for.
         what: &'static str,
     },
+    /// A weight that is multiplied in integers was to become 16-bit numbers.
+    #[error(
+        "{format} is multiplied in integers and has no 16-bit numbers on a device; `product` takes it, with any number of token rows"
+    )]
+    NoGroups {
+        /// Name of the format.
+        format: &'static str,
+    },
     /// What is wrong with a stored weight.
     #[error(transparent)]
     Weight(#[from] Error),

@@ -8,7 +8,8 @@ use zip::ZipArchive;
 
 use super::driver;
 
-/// Entries `<unit>.<architecture>.cubin` and `<unit>.compute_80.ptx`, and `SOURCES`: `<unit> <SHA-256 of its sources>`.
+/// Entries `<unit>.<architecture>.cubin` and `<unit>.compute_80.ptx`, and `SOURCES`: `options <the compiler's>`, then
+/// `<unit> <SHA-256 of its sources and the options>`.
 const ARCHIVE: &[u8] = include_bytes!("kernels.zip");
 
 /// A source file with kernels.
@@ -85,7 +86,9 @@ impl Form {
             Form::Shipped { architecture, .. } => {
                 entry(&format!("{}.{architecture}.cubin", unit.name)).map(Image::Binary)
             }
-            Form::Compiled(capability) => driver::compile(unit.source, HEADERS, capability).map(Image::Binary),
+            Form::Compiled(capability) => {
+                driver::compile(unit.source, HEADERS, &told("options")?, capability).map(Image::Binary)
+            }
             Form::Ptx => {
                 let bytes = entry(&format!("{}.compute_80.ptx", unit.name))?;
                 String::from_utf8(bytes).map(Image::Ptx).map_err(|error| error.to_string())
@@ -122,10 +125,15 @@ fn entry(name: &str) -> Result<Vec<u8>, String> {
 ///
 /// If there is no such unit.
 pub fn source_hash(unit: &str) -> Result<String, String> {
+    told(unit)
+}
+
+/// What `SOURCES` says under a name.
+fn told(name: &str) -> Result<String, String> {
     let sources = String::from_utf8(entry("SOURCES")?).map_err(|error| error.to_string())?;
     let mut lines = sources.lines().filter_map(|line| line.split_once(' '));
-    let found = lines.find(|(name, _)| *name == unit);
-    found.map(|(_, hash)| hash.to_owned()).ok_or_else(|| format!("no sources of {unit}"))
+    let found = lines.find(|(found, _)| *found == name);
+    found.map(|(_, hash)| hash.to_owned()).ok_or_else(|| format!("SOURCES says nothing of {name}"))
 }
 
 #[cfg(test)]

@@ -55,37 +55,29 @@ DEVICE void integers(const Integer& a) {
     const int WORDS = Weight::WORDS, BYTES = 512 * WORDS;
     const Small& few = a.few;
     int lane = thread() % 32, warp = thread() / 32;
-    int together = 1 << few.together_log, strides = WARPS >> few.together_log;
-    int row_tiles = (few.n + 31) / 32, split = block_y();
-    int tile_row = block_x() * together + (warp & (together - 1));
-    int tile = few.tiles_each * split + (split < few.tiles_left ? split : few.tiles_left);
-    int end = tile + few.tiles_each + (split < few.tiles_left ? 1 : 0);
-    tile = tile_row < row_tiles ? tile + (warp >> few.together_log) : end;
-    const u8* next = few.tiles + ((u64)tile_row * few.k_tiles + tile) * BYTES;
+    Share share = share_of(few, warp);
+    int tile = share.mine;
+    const u8* next = few.tiles + ((u64)share.tile_row * few.k_tiles + tile) * BYTES;
 
     // Weights set out before the kernels that compute x have ended.
     Tile<WORDS, 1> now, then;
-    if (tile < end) now = load_codes<WORDS>(next, lane);
+    if (tile < share.end) now = load_codes<WORDS>(next, lane);
     let_next_start();
     wait_for_earlier();
 
     int rows[NT];
-#pragma unroll
-    for (int nt = 0; nt < NT; nt++) {
-        int row = 8 * nt + lane / 4;
-        rows[nt] = (row < few.rows ? row : few.rows - 1) * few.x_stride;
-    }
+    rows_of<NT>(few, lane, rows);
     int out[2][NT][4];
 #pragma unroll
     for (int nt = 0; nt < NT; nt++)
 #pragma unroll
         for (int i = 0; i < 4; i++) out[0][nt][i] = out[1][nt][i] = 0;
-    while (tile < end) {
-        next += strides * BYTES;
-        if (tile + strides < end) then = load_codes<WORDS>(next, lane);
+    while (tile < share.end) {
+        next += share.strides * BYTES;
+        if (tile + share.strides < share.end) then = load_codes<WORDS>(next, lane);
         add_integers<Weight, NT>(out, now, a.codes, rows, 128 * tile + 16 * (lane % 4), few.k);
         now = then;
-        tile += strides;
+        tile += share.strides;
     }
 #pragma unroll
     for (int nt = 0; nt < NT; nt++)

@@ -13,7 +13,7 @@ struct Norm {
     u16* sum;             // as x: x + residual, rounded, or null; may be x or residual
     const u16* gain;      // [k]; null if kind is 0
     const u16* shift;     // [k], or null
-    u16* y;               // [rows, y_stride], or null; may be x if there is no residual
+    u16* y;               // [rows, y_stride], or null
     u8* codes;            // [rows, codes_stride], or null
     float* scales;        // [rows]; null if codes is
     int k;

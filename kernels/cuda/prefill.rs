@@ -88,6 +88,9 @@ impl DeviceWeight {
         if rows == 0 {
             return Ok(());
         }
+        if !self.has_groups() {
+            return Err(DeviceError::NoGroups { format: self.format().name });
+        }
         if prefill.stream != stream.id() {
             return Err(DeviceError::Foreign { what: "the memory of a product of many rows", whose: "stream" });
         }

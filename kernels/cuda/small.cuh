@@ -196,6 +196,31 @@ DEVICE constexpr int small_shared() {
 // Where the sum of an output lies in shared memory: neither the lanes of a fragment nor 32 rows meet in a bank.
 DEVICE int shared_place(int row, int column) { return 32 * column + (row ^ 8 * (column / 2 % 4)); }
 
+// What a warp has to do: `strides` warps take the tiles `mine` to `end` of a row of tiles in turn.
+struct Share {
+    int strides, tile_row, mine, end;
+};
+
+DEVICE Share share_of(const Small& a, int warp) {
+    int together = 1 << a.together_log, split = block_y();
+    int tile_row = block_x() * together + (warp & (together - 1));
+    int start = a.tiles_each * split + (split < a.tiles_left ? split : a.tiles_left);
+    int end = start + a.tiles_each + (split < a.tiles_left ? 1 : 0);
+    // Below the last row of tiles there is nothing.
+    int mine = tile_row < (a.n + 31) / 32 ? start + (warp >> a.together_log) : a.k_tiles;
+    return {WARPS >> a.together_log, tile_row, mine, end};
+}
+
+// Where the rows of x begin that a lane loads. Columns beyond the last token row compute it again.
+template <int NT>
+DEVICE void rows_of(const Small& a, int lane, int (&rows)[NT]) {
+#pragma unroll
+    for (int nt = 0; nt < NT; nt++) {
+        int row = 8 * nt + lane / 4;
+        rows[nt] = (row < a.rows ? row : a.rows - 1) * a.x_stride;
+    }
+}
+
 // From what warps have, in the order of fragments, to y.
 template <class T, int NT, class Sums>
 DEVICE void finish_block(const Small& a, const Sums& kind, const typename Sums::Sum (&out)[2][NT][4], int lane, int warp) {
@@ -271,36 +296,24 @@ DEVICE void small(const Small& a) {
     const int AHEAD = MANY ? 2 : 1, SLOTS = AHEAD + 1;
     const int WORDS = Weight::WORDS, BYTES = 512 * WORDS + 128 * SUBS;
     int lane = thread() % 32, warp = thread() / 32;
-    // Of the warps, `strides` share a row of tiles.
-    int together = 1 << a.together_log, strides = WARPS >> a.together_log;
-    int row_tiles = (a.n + 31) / 32, split = block_y();
-    int tile_row = block_x() * together + (warp & (together - 1));
-    int start = a.tiles_each * split + (split < a.tiles_left ? split : a.tiles_left);
-    int end = start + a.tiles_each + (split < a.tiles_left ? 1 : 0);
+    Share share = share_of(a, warp);
     // Where whole tiles end; one that k ends in comes last.
-    int whole = 128 * (a.k / 128 < end ? a.k / 128 : end), step = 128 * strides;
-    // Below the last row of tiles there is nothing.
-    int mine = tile_row < row_tiles ? start + (warp >> a.together_log) : a.k_tiles;
-    int at = 128 * mine + 8 * (lane % 4);
-    const u8* next = a.tiles + ((u64)tile_row * a.k_tiles + mine) * BYTES;
+    int whole = 128 * (a.k / 128 < share.end ? a.k / 128 : share.end), step = 128 * share.strides;
+    int at = 128 * share.mine + 8 * (lane % 4);
+    const u8* next = a.tiles + ((u64)share.tile_row * a.k_tiles + share.mine) * BYTES;
 
     // Weights set out before the kernels that compute x have ended.
     Tile<WORDS, SUBS> slots[SLOTS];
 #pragma unroll
     for (int i = 0; i < AHEAD; i++) {
         if (at + i * step < whole) slots[i] = load_tile<WORDS, SUBS>(next, lane);
-        next += strides * BYTES;
+        next += share.strides * BYTES;
     }
     let_next_start();
     wait_for_earlier();
 
-    // Columns beyond the last token row compute it again.
     int rows[NT];
-#pragma unroll
-    for (int nt = 0; nt < NT; nt++) {
-        int row = 8 * nt + lane / 4;
-        rows[nt] = (row < a.rows ? row : a.rows - 1) * a.x_stride;
-    }
+    rows_of<NT>(a, lane, rows);
     float out[2][NT][4];
 #pragma unroll
     for (int nt = 0; nt < NT; nt++)
@@ -312,16 +325,16 @@ DEVICE void small(const Small& a) {
         for (int i = 0; i < SLOTS; i++) {
             if (at >= whole) break;
             if (at + AHEAD * step < whole) slots[(i + AHEAD) % SLOTS] = load_tile<WORDS, SUBS>(next, lane);
-            next += strides * BYTES;
+            next += share.strides * BYTES;
             add_tile<T, Weight, NT, SUBS, false>(out, slots[i], a, rows, at, lane);
             at += step;
         }
     }
     // What is known anyway is found out again, so that no register holds it through the loop.
     lane = thread() % 32, warp = thread() / 32;
-    tile_row = block_x() * together + (warp & (together - 1));
-    if (at / 128 < end) {
-        const u8* last = a.tiles + ((u64)tile_row * a.k_tiles + at / 128) * BYTES;
+    share = share_of(a, warp);
+    if (at / 128 < share.end) {
+        const u8* last = a.tiles + ((u64)share.tile_row * a.k_tiles + at / 128) * BYTES;
         add_tile<T, Weight, NT, SUBS, true>(out, load_tile<WORDS, SUBS>(last, lane), a, rows, at, lane);
     }
 

@@ -109,7 +109,8 @@ impl<'a> DeviceInput<'a> {
 pub struct DeviceProduct<'a> {
     /// Activations, of the kind that the weight's format multiplies.
     pub x: DeviceInput<'a>,
-    /// Token rows; 0 is no work. From [`ROWS_AT_ONCE`] on, time grows with them: there is no kernel for many rows yet.
+    /// Token rows; 0 is no work. The weight is read again for every [`ROWS_AT_ONCE`] of them;
+    /// [`DeviceWeight::product_of_many`] is for more.
     pub rows: usize,
     /// Of `x` if that is numbers, `bias`, `residual`, and of `y` unless `single`.
     pub element: Element,
@@ -213,7 +214,7 @@ impl DeviceWeight {
     ) -> Result<DeviceWeight, DeviceError> {
         let layout = format.tiles.ok_or(Error::Device { format: format.name })?;
         let &Stored { n, k, group, .. } = stored;
-        for (what, size) in [("the output channels of a weight", n), ("its input channels", k)] {
+        for (what, size) in [("the number of output channels", n), ("the number of input channels", k)] {
             if size == 0 || size > MOST_CHANNELS {
                 return Err(DeviceError::Shape { what, found: size, expected: format!("1 to {MOST_CHANNELS}") });
             }
@@ -244,7 +245,7 @@ impl DeviceWeight {
         if geometry.groups == 0 {
             if k > MOST_SUMMED {
                 let expected = format!("up to {MOST_SUMMED}: longer sums of bytes overflow");
-                return Err(DeviceError::Shape { what: "the input channels of a weight", found: k, expected });
+                return Err(DeviceError::Shape { what: "the number of input channels", found: k, expected });
             }
             let scales: Vec<u8> = stored.scales.to_f32().iter().flat_map(|scale| scale.to_le_bytes()).collect();
             let memory = device.memory(scales.len())?;
@@ -323,7 +324,7 @@ impl DeviceWeight {
         element: Element,
         w: DeviceRows<'_>,
     ) -> Result<(), DeviceError> {
-        let Some(kernels) = &self.dequantize else { return Err(Error::Device { format: self.format.name }.into()) };
+        let kernels = self.dequantize.as_ref().ok_or(DeviceError::NoGroups { format: self.format.name })?;
         if rows.is_empty() || rows.end > self.row_tiles {
             let expected = format!("up to {}, behind the first", self.row_tiles);
             return Err(DeviceError::Shape { what: "the last row of tiles", found: rows.end, expected });
@@ -514,6 +515,11 @@ impl DeviceWeight {
         let (x, _, token_scales) = x.parts();
         let uses = [Some(&self.tiles), Some(x.memory), token_scales, bias, residual, Some(y.memory)];
         uses.into_iter().flatten().collect()
+    }
+
+    /// Whether scales belong to groups along k, and products are of 16-bit numbers.
+    pub(super) fn has_groups(&self) -> bool {
+        self.groups > 0
     }
 
     /// Tiles along the output channels.

@@ -77,8 +77,8 @@ fn told(seen: &Seen) -> String {
         driver.1
     )];
     lines.extend(seen.units.iter().map(|(unit, form)| match form {
-        Ok(form) => format!("        {unit:<4} {form}"),
-        Err(why) => format!("        {unit:<4} not loaded: {why}"),
+        Ok(form) => format!("        {unit:<6} {form}"),
+        Err(why) => format!("        {unit:<6} not loaded: {why}"),
     }));
     lines.join("\n")
 }

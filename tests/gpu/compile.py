@@ -6,9 +6,9 @@ fails where one is above its ceiling. Nothing here runs a kernel.
     python tests/gpu/compile.py [--arch sm_90a]... [--archive]
 
 Without --archive, an archive that was made of other sources is a fault. With it, kernels/cuda/kernels.zip is made, which the
-library embeds: <unit>.<architecture>.cubin, <unit>.compute_80.ptx, and SOURCES with the hash of each unit's sources; and
-tests/gpu/costs.json, the instructions that a tile costs on sm_90a, from which the README's predictions come. Needs
-tests/requirements.txt.
+library embeds: <unit>.<architecture>.cubin, <unit>.compute_80.ptx, and SOURCES with the compiler's options and the hash of each
+unit's sources; and tests/gpu/costs.json, the instructions that a tile costs on sm_90a, from which the README's predictions come.
+Needs tests/requirements.txt.
 """
 
 import argparse
@@ -92,7 +92,8 @@ def source_hash(path):
 
 
 def hashes():
-    return "".join(f"{unit} {source_hash(path)}\n" for unit, path in UNITS.items())
+    """The text of SOURCES: how kernels are compiled, and the hash of each unit."""
+    return f"options {' '.join(OPTIONS)}\n" + "".join(f"{unit} {source_hash(path)}\n" for unit, path in UNITS.items())
 
 
 def write_archive(images):

@@ -5,7 +5,7 @@
 #   on the machine with Rust:  cargo build --release --example gpu_check && strip target/release/examples/gpu_check
 #   on the one with the GPU:   tests/gpu/run.sh target/release/examples/gpu_check OUT [SECONDS]
 #
-# OUT gets log.txt and all.tar.gz, both after every part: what was printed, and receipts (<unit>.json, which belong into
+# OUT gets log.txt and all.tar.gz, both after every part: what was printed, and receipts (<unit>.<device>.json, which belong into
 # tests/gpu/receipts) with peers.json. The parts that matter most come first; one that takes too long is cut off and said to be, and
 # SECONDS (570) is the end of all. Ends with status 1 if a part failed.
 set -uo pipefail

@@ -1,13 +1,10 @@
 //! NVRTC, the compiler that comes with the CUDA toolkit, for devices that no compiled kernels are shipped for.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::ptr;
 
 use cudarc::nvrtc::result::NvrtcError;
 use cudarc::nvrtc::sys;
-
-/// How kernels are compiled, here as well as for the archive (`tests/gpu/compile.py`).
-const OPTIONS: [&CStr; 2] = [c"--std=c++17", c"--fmad=false"];
 
 /// A program of the compiler, which goes with it.
 struct Program(sys::nvrtcProgram);
@@ -19,12 +16,17 @@ impl Drop for Program {
     }
 }
 
-/// A source with the headers it includes, by name, to machine code.
+/// A source with the headers it includes, by name, to machine code, with these options and for that compute capability.
 ///
 /// # Errors
 ///
 /// If there is no compiler, or what it says of the source.
-pub(crate) fn compile(source: &str, headers: &[(&str, &str)], (major, minor): (u32, u32)) -> Result<Vec<u8>, String> {
+pub(crate) fn compile(
+    source: &str,
+    headers: &[(&str, &str)],
+    options: &str,
+    (major, minor): (u32, u32),
+) -> Result<Vec<u8>, String> {
     // SAFETY: this opens the compiler's library and closes it.
     if !unsafe { sys::is_culib_present() } {
         return Err("the CUDA toolkit's compiler (libnvrtc) is not there".to_owned());
@@ -50,7 +52,8 @@ pub(crate) fn compile(source: &str, headers: &[(&str, &str)], (major, minor): (u
     }
     .map_err(failed("the compiler does not start"))?;
     let architecture = c(&format!("--gpu-architecture=sm_{major}{minor}"))?;
-    let options: Vec<_> = OPTIONS.into_iter().chain([architecture.as_c_str()]).map(CStr::as_ptr).collect();
+    let options = options.split(' ').map(c).chain([Ok(architecture)]).collect::<Result<Vec<_>, _>>()?;
+    let options = pointers(&options);
     // SAFETY: the program lives, and so do the options.
     let done = unsafe { sys::nvrtcCompileProgram(program.0, options.len() as i32, options.as_ptr()).result() };
     if done.is_err() {

@@ -72,7 +72,7 @@ pub struct About {
 pub struct Loaded {
     /// Which kernels.
     pub unit: &'static str,
-    /// Which form of them: `sm_90a`, `compute_80, compiled by the driver`, `compiled for sm_87`.
+    /// Which form of them: `sm_90a`, `compiled for sm_87`, `PTX for compute_80, compiled by the driver`.
     pub from: String,
 }
 

@@ -241,6 +241,23 @@ impl Stream {
         Ok(Mark(event.map_err(refused("mark a place in a stream"))?))
     }
 
+    /// Launches a graph that often, each time while the one ahead of it runs, and waits: the seconds of each.
+    ///
+    /// # Errors
+    ///
+    /// If the graph was recorded from another stream, and as for [`Stream::mark`] and [`Graph::launch`].
+    pub fn seconds(&self, graph: &Graph, launches: usize) -> Result<Vec<f64>, DeviceError> {
+        if !Arc::ptr_eq(&graph.stream, &self.stream) {
+            return Err(DeviceError::Foreign { what: "the graph", whose: "stream" });
+        }
+        let mut marks = vec![self.mark()?];
+        for _ in 0..launches {
+            graph.launch()?;
+            marks.push(self.mark()?);
+        }
+        marks.windows(2).map(|pair| pair[0].seconds_to(&pair[1])).collect()
+    }
+
     /// Lets what comes after wait for what is ahead of a mark in another stream of the device.
     ///
     /// # Errors
@@ -366,7 +383,9 @@ impl Graph {
     ///
     /// If that stream is being recorded, the driver refuses it, or something that was recorded cannot be done.
     pub fn launch(&self) -> Result<(), DeviceError> {
-        if self.recorded.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+        // Held until it is launched: another thread may be about to record the stream.
+        let recorded = self.recorded.lock().unwrap_or_else(PoisonError::into_inner);
+        if recorded.is_some() {
             return Err(DeviceError::Recording { what: "a graph" });
         }
         self.graph.as_ref().map_or(Ok(()), |graph| graph.launch().map_err(refused("launch a graph")))
@@ -381,8 +400,9 @@ impl Graph {
 impl Drop for Graph {
     fn drop(&mut self) {
         // What the graph uses is given back only when the device is done with it. A stream that is being recorded must not be
-        // waited for, so that the recording takes all of it over.
-        if let Some(recording) = &mut *self.recorded.lock().unwrap_or_else(PoisonError::into_inner) {
+        // waited for, so that the recording takes all of it over; and none may begin meanwhile.
+        let mut recorded = self.recorded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(recording) = &mut *recorded {
             recording.memory.append(&mut self.kept.memory);
             recording.graphs.append(&mut self.kept.graphs);
             recording.graphs.extend(self.graph.take());

@@ -23,6 +23,9 @@ const CACHES: usize = 4;
 /// Products in a graph, at least and at most.
 const PRODUCTS: (usize, usize) = (200, 1000);
 
+/// Seconds for a layer that are short.
+const SHORT: f64 = 0.05;
+
 /// Products in a graph where time is short.
 const FEW: usize = 20;
 
@@ -39,9 +42,11 @@ struct Timing<'a> {
     bytes: usize,
     median: f64,
     fastest: f64,
+    cached: bool,
 }
 
-/// Times each layer in a graph of products with copies of its weight, so many that they leave the cache before they are read again.
+/// Times each layer in a graph of products with copies of its weight, so many that they leave the cache before they are read again
+/// (a tiny layer's do not, which is told).
 pub(super) fn bench(
     layers: &[Layer],
     mut left: Vec<String>,
@@ -77,10 +82,11 @@ pub(super) fn bench(
             Err(error) => return Err(error.into()),
         };
         for &rows in &request.rows {
-            let least = if share < 0.05 { FEW } else { PRODUCTS.0 };
+            let least = if share < SHORT { FEW } else { PRODUCTS.0 };
             let graph = copies.graph(&mut stream, rows, least)?;
             let (median, fastest) = time(&stream, &graph, share)?;
-            timings.push(Timing { layer, rows, bytes: copies.moved(rows), median, fastest });
+            let (bytes, cached) = (copies.moved(rows), copies.cached);
+            timings.push(Timing { layer, rows, bytes, median, fastest, cached });
         }
     }
     if timings.is_empty() {
@@ -103,6 +109,8 @@ struct Copies {
     scales: Memory,
     y: Memory,
     stride: usize,
+    /// Whether so many copies are still so small that the second-level cache may hold some.
+    cached: bool,
 }
 
 impl Copies {
@@ -114,6 +122,7 @@ impl Copies {
         while weights.len() < count {
             weights.push(weights[0].copy(stream)?);
         }
+        let cached = count * weights[0].bytes() < CACHES * device.about().cache;
         let stride = layer.layer.k.next_multiple_of(16);
         // Half-precision numbers of either sign between 1/16 and 1/8.
         let pattern = (0..2 * ROWS_AT_ONCE * stride).map(|i| match i % 4 {
@@ -126,7 +135,7 @@ impl Copies {
         let scales = device.memory(4 * ROWS_AT_ONCE)?;
         stream.write(&scales, &1f32.to_le_bytes().repeat(ROWS_AT_ONCE))?;
         let y = device.memory(2 * ROWS_AT_ONCE * layer.layer.n)?;
-        Ok(Copies { weights, x, scales, y, stride })
+        Ok(Copies { weights, x, scales, y, stride, cached })
     }
 
     /// Whether activations are rounded to bytes.
@@ -169,21 +178,14 @@ impl Copies {
 
 /// Seconds for one kernel of a graph that is launched for `share` seconds: the median and the least.
 fn time(stream: &Stream, graph: &Graph, share: f64) -> Result<(f64, f64), DeviceError> {
-    graph.launch()?;
-    stream.synchronize()?;
+    stream.seconds(graph, 1)?;
     let (begin, mut times) = (Instant::now(), Vec::new());
     while times.len() < LEAST_PASSES || begin.elapsed().as_secs_f64() < share {
-        let mut marks = vec![stream.mark()?];
-        for _ in 0..if share < 0.05 { 1 } else { AHEAD } {
-            graph.launch()?;
-            marks.push(stream.mark()?);
-        }
-        for pair in marks.windows(2) {
-            times.push(pair[0].seconds_to(&pair[1])? / graph.kernels() as f64);
-        }
+        times.extend(stream.seconds(graph, if share < SHORT { 1 } else { AHEAD })?);
     }
     times.sort_by(f64::total_cmp);
-    Ok((times[times.len() / 2], times[0]))
+    let kernels = graph.kernels() as f64;
+    Ok((times[times.len() / 2] / kernels, times[0] / kernels))
 }
 
 /// Bytes per second that are read and written while memory is copied: the best of a few times.
@@ -200,9 +202,14 @@ fn copy_bandwidth(stream: &Stream) -> Result<f64, DeviceError> {
     Ok(2.0 * bytes as f64 / best)
 }
 
+/// Where a product reads weights from.
+fn from(cached: bool) -> &'static str {
+    if cached { "cache" } else { "memory" }
+}
+
 fn document(device: &Arc<Device>, timings: &[Timing<'_>], left: &[String], bandwidth: f64) -> Json {
     let layers = timings.iter().map(|timing| {
-        let Timing { layer, rows, bytes, median, fastest } = timing;
+        let Timing { layer, rows, bytes, median, fastest, cached } = timing;
         json!({
             "node": layer.name,
             "format": layer.layer.spec().to_string(),
@@ -212,6 +219,7 @@ fn document(device: &Arc<Device>, timings: &[Timing<'_>], left: &[String], bandw
             "bytes": bytes,
             "seconds": median,
             "fastest": fastest,
+            "weights_from": from(*cached),
             "bytes_per_second": *bytes as f64 / median,
             "of_copy_bandwidth": *bytes as f64 / median / bandwidth,
         })
@@ -232,19 +240,19 @@ fn document(device: &Arc<Device>, timings: &[Timing<'_>], left: &[String], bandw
 
 fn table(device: &Arc<Device>, timings: &[Timing<'_>], bandwidth: f64) -> String {
     let mut lines = vec![format!(
-        "{}, memory copied at {:.0} GB/s (read and written); activations in half precision (8 bits where the format says so), weights from memory, not from a cache",
+        "{}, memory copied at {:.0} GB/s (read and written); activations in half precision (8 bits where the format says so)",
         device.about().name,
         bandwidth / 1e9
     )];
     let width = timings.iter().map(|timing| timing.layer.name.chars().count()).max().unwrap_or(0).max(5);
     lines.push(format!(
-        "{:<width$} {:<9} {:>6} {:>6} {:>5} {:>10} {:>9} {:>7} {:>7}",
-        "layer", "format", "k", "n", "rows", "us", "fastest", "GB/s", "of copy"
+        "{:<width$} {:<9} {:>6} {:>6} {:>5} {:>10} {:>9} {:>7} {:>7}  {}",
+        "layer", "format", "k", "n", "rows", "us", "fastest", "GB/s", "of copy", "weights from"
     ));
-    for Timing { layer, rows, bytes, median, fastest } in timings {
+    for Timing { layer, rows, bytes, median, fastest, cached } in timings {
         let rate = *bytes as f64 / median;
         lines.push(format!(
-            "{:<width$} {:<9} {:>6} {:>6} {rows:>5} {:>10.2} {:>9.2} {:>7.0} {:>6.0}%",
+            "{:<width$} {:<9} {:>6} {:>6} {rows:>5} {:>10.2} {:>9.2} {:>7.0} {:>6.0}%  {}",
             layer.name,
             layer.layer.spec().to_string(),
             layer.layer.k,
@@ -252,7 +260,8 @@ fn table(device: &Arc<Device>, timings: &[Timing<'_>], bandwidth: f64) -> String
             median * 1e6,
             fastest * 1e6,
             rate / 1e9,
-            rate / bandwidth * 100.0
+            rate / bandwidth * 100.0,
+            from(*cached)
         ));
     }
     lines.join("\n")

@@ -91,20 +91,10 @@ impl Layer {
 
 /// Seconds for a kernel of a graph, the median and the extremes of several launches.
 fn time(stream: &Stream, graph: &Graph, launches: usize) -> Result<[f64; 3], DeviceError> {
-    graph.launch()?;
-    stream.synchronize()?;
-    // Without waiting between them: a graph is launched while the one ahead of it runs.
-    let mut marks = vec![stream.mark()?];
-    for _ in 0..launches {
-        graph.launch()?;
-        marks.push(stream.mark()?);
-    }
-    let mut times = Vec::new();
-    for pair in marks.windows(2) {
-        times.push(pair[0].seconds_to(&pair[1])? / graph.kernels() as f64);
-    }
+    stream.seconds(graph, 1)?;
+    let mut times = stream.seconds(graph, launches)?;
     times.sort_by(f64::total_cmp);
-    Ok([times[0], times[times.len() / 2], times[times.len() - 1]])
+    Ok([times[0], times[times.len() / 2], times[times.len() - 1]].map(|time| time / graph.kernels() as f64))
 }
 
 /// Products in a graph: all copies, so often that the launch of a graph is little beside it.

@@ -10,6 +10,7 @@ use mbqc_kernels::cuda::{
 };
 use mbqc_kernels::dense::convert::FloatType;
 use mbqc_kernels::{Scales, Stored};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -20,7 +21,8 @@ pub(crate) struct Placed {
     pub(crate) bias: Memory,
     pub(crate) residual: Memory,
     pub(crate) y: Memory,
-    workspace: Workspace,
+    /// One for all runs: each has to leave it as it found it.
+    workspace: RefCell<Workspace>,
 }
 
 /// The little-endian bytes of 16-bit numbers.
@@ -44,15 +46,14 @@ impl Placed {
             bias: placed(stream, &bytes(&case.bias))?,
             residual: placed(stream, &bytes(&case.residual))?,
             y: stream.device().memory(shape.bytes_of_y())?,
-            workspace: Workspace::new(stream, &[&weight], Some(spread(&shape)))?,
+            workspace: RefCell::new(Workspace::new(stream, &[&weight], Some(spread(&shape)))?),
             weight,
         })
     }
 
-    /// The bytes of y.
-    pub(crate) fn run(&mut self, stream: &Stream, shape: &Shape) -> Result<Vec<u8>, DeviceError> {
-        stream.fill(&self.y, 0xff)?;
-        let product = DeviceProduct {
+    /// Of a case's shape.
+    pub(crate) fn product(&self, shape: &Shape) -> DeviceProduct<'_> {
+        DeviceProduct {
             x: DeviceRows { memory: &self.x, stride: shape.x_stride() }.into(),
             rows: shape.rows,
             element: shape.element,
@@ -61,8 +62,13 @@ impl Placed {
             y: DeviceRows { memory: &self.y, stride: shape.y_stride() },
             single: shape.single,
             spread: Some(spread(shape)),
-        };
-        self.weight.product(stream, &product, &mut self.workspace)?;
+        }
+    }
+
+    /// The bytes of y.
+    pub(crate) fn run(&self, stream: &Stream, shape: &Shape) -> Result<Vec<u8>, DeviceError> {
+        stream.fill(&self.y, 0xff)?;
+        self.weight.product(stream, &self.product(shape), &mut self.workspace.borrow_mut())?;
         let mut y = vec![0; shape.bytes_of_y()];
         stream.read(&self.y, &mut y)?;
         Ok(y)
@@ -91,7 +97,7 @@ fn judged(
     faults: &mut Vec<String>,
 ) -> Result<Vec<f32>, DeviceError> {
     let shape = case.shape;
-    let mut placed = Placed::new(stream, case)?;
+    let placed = Placed::new(stream, case)?;
     let first = placed.run(stream, &shape)?;
     for run in 1..runs {
         if placed.run(stream, &shape)? != first {
@@ -334,11 +340,11 @@ fn recorded(stream: &mut Stream, faults: &mut Vec<String>) -> Result<(), DeviceE
         }
         Ok(())
     };
-    let mut alone = device_stream_without_overlap(stream)?;
+    let mut alone = stream.device().stream()?;
+    alone.set_overlap(false);
     let own = {
         let mut workspace = Workspace::new(&alone, &[&weight], Some(spread(&shape)))?;
         stream.write(&buffers[0], &start)?;
-        alone.set_overlap(false);
         for _ in 0..3 {
             chain(&alone, &mut workspace)?;
         }
@@ -369,10 +375,4 @@ fn recorded(stream: &mut Stream, faults: &mut Vec<String>) -> Result<(), DeviceE
         }
     }
     Ok(())
-}
-
-fn device_stream_without_overlap(stream: &Stream) -> Result<Stream, DeviceError> {
-    let mut alone = stream.device().stream()?;
-    alone.set_overlap(false);
-    Ok(alone)
 }

@@ -5,7 +5,7 @@
 //! gpu_check [--device N] [--only check|bench|tune] [--runs N] [--small] [--out FOLDER]
 //! ```
 //!
-//! Prints a line per group of cases and tables of times, writes receipts (`<unit>.json`) to the folder after every part, and
+//! Prints a line per group of cases and tables of times, writes receipts (`<unit>.<device>.json`) to the folder after every part, and
 //! ends with status 1 if anything was wrong. `--small` leaves out what takes long: for compute-sanitizer, and for the emulation.
 
 #![allow(clippy::print_stdout, reason = "a program that prints")]

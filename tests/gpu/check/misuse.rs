@@ -4,7 +4,11 @@ use crate::Options;
 use crate::few_rows::{Case, Shape};
 use crate::receipt::Receipts;
 use crate::support::Random;
-use mbqc_kernels::cuda::{Device, DeviceError, DeviceProduct, DeviceRows, DeviceWeight, Element, Spread, Workspace};
+use crate::support::codes_of;
+use mbqc_kernels::FORMATS;
+use mbqc_kernels::cuda::{
+    Device, DeviceError, DeviceProduct, DeviceRows, DeviceWeight, Element, Prefill, Spread, Workspace,
+};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -81,6 +85,14 @@ pub(crate) fn all(device: &Arc<Device>, _: &Options, receipts: &mut Receipts) ->
     stream.synchronize()?;
     let inside = stream.record(|stream| stream.write(&memory, &[0; 4096]));
     expect("a copy in a recording", inside.map(drop), "cannot be recorded");
+    expect("a graph of another stream", other.seconds(&again, 1).map(drop), "the graph belongs to another stream");
+    let integers = FORMATS.iter().copied().find(|format| format.name == "w8a8").expect("a format of the list");
+    let packed = (integers.pack)(&codes_of(integers, shape.n, shape.k, shape.k, 1));
+    let integers = DeviceWeight::load(&stream, integers, &packed.stored(shape.k, shape.k), false)?;
+    if let Ok(mut prefill) = Prefill::new(&stream, &[&weight], 2) {
+        let result = integers.product_of_many(&stream, &good, &mut prefill);
+        expect("many rows of integers", result, "w8a8 is multiplied in integers");
+    }
     let full = device.memory(usize::MAX >> 8);
     expect("more memory than there is", full.map(drop), "has no room for");
     let none = Device::open(99).map(drop);

@@ -5,7 +5,7 @@ use crate::check::Placed;
 use crate::few_rows::{Case, Shape};
 use crate::receipt::Receipts;
 use crate::support::Random;
-use mbqc_kernels::cuda::{Device, DeviceError, DeviceProduct, DeviceRows, Element, Prefill};
+use mbqc_kernels::cuda::{Device, DeviceError, Element, Prefill};
 use std::sync::Arc;
 
 /// The number of faults.
@@ -39,18 +39,8 @@ pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receip
             }
             other => other?,
         };
-        let product = DeviceProduct {
-            x: DeviceRows { memory: &placed.x, stride: shape.x_stride() }.into(),
-            rows: shape.rows,
-            element: shape.element,
-            bias: shape.bias.then_some(&placed.bias),
-            residual: shape.residual.then_some(&placed.residual),
-            y: DeviceRows { memory: &placed.y, stride: shape.y_stride() },
-            single: shape.single,
-            spread: None,
-        };
         stream.fill(&placed.y, 0xff)?;
-        placed.weight.product_of_many(&stream, &product, &mut prefill)?;
+        placed.weight.product_of_many(&stream, &placed.product(shape), &mut prefill)?;
         let mut y = vec![0; shape.bytes_of_y()];
         stream.read(&placed.y, &mut y)?;
         let y = match case.outputs(&y) {

@@ -60,6 +60,8 @@ impl Receipts {
         let about = self.device.about();
         std::fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
         let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs());
+        // One for each device: they do not take each other's place.
+        let device = about.name.to_lowercase().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
         for (name, unit) in &self.units {
             let loaded = self.device.loaded();
             let image = loaded.iter().find(|loaded| loaded.unit == name).map(|loaded| loaded.from.clone());
@@ -71,7 +73,7 @@ impl Receipts {
                     (name.clone(), json!({"cases": cases, "runs": runs, "error_f32": single, "error_16": half}))
                 })
                 .collect();
-            let path = folder.join(format!("{name}.json"));
+            let path = folder.join(format!("{name}.{device}.json"));
             // Checks and times may come from runs of their own.
             let before: Value =
                 std::fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
