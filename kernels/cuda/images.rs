@@ -8,8 +8,8 @@ use zip::ZipArchive;
 
 use super::driver;
 
-/// Entries `<unit>.<architecture>.cubin` and `<unit>.compute_80.ptx`, and `SOURCES`: `options <the compiler's>`, then
-/// `<unit> <SHA-256 of its sources and the options>`.
+/// Entries `<unit>.zip` with `<unit>.<architecture>.cubin` and `<unit>.compute_80.ptx`, not compressed by themselves; and `SOURCES`:
+/// `options <the compiler's>`, then `<unit> <SHA-256 of its sources and the options>`.
 const ARCHIVE: &[u8] = include_bytes!("kernels.zip");
 
 /// A source file with kernels.
@@ -83,14 +83,12 @@ impl Form {
     /// A unit in this form.
     pub(super) fn image(self, unit: &Unit) -> Result<Image, String> {
         match self {
-            Form::Shipped { architecture, .. } => {
-                entry(&format!("{}.{architecture}.cubin", unit.name)).map(Image::Binary)
-            }
+            Form::Shipped { architecture, .. } => file(unit, &format!("{architecture}.cubin")).map(Image::Binary),
             Form::Compiled(capability) => {
                 driver::compile(unit.source, HEADERS, &told("options")?, capability).map(Image::Binary)
             }
             Form::Ptx => {
-                let bytes = entry(&format!("{}.compute_80.ptx", unit.name))?;
+                let bytes = file(unit, "compute_80.ptx")?;
                 String::from_utf8(bytes).map(Image::Ptx).map_err(|error| error.to_string())
             }
         }
@@ -107,10 +105,15 @@ impl fmt::Display for Form {
     }
 }
 
-/// A file of the archive.
-fn entry(name: &str) -> Result<Vec<u8>, String> {
+/// An image of a unit.
+fn file(unit: &Unit, kind: &str) -> Result<Vec<u8>, String> {
+    entry(&entry(ARCHIVE, &format!("{}.zip", unit.name))?, &format!("{}.{kind}", unit.name))
+}
+
+/// A file of an archive.
+fn entry(archive: &[u8], name: &str) -> Result<Vec<u8>, String> {
     let read = || -> Result<Vec<u8>, zip::result::ZipError> {
-        let mut archive = ZipArchive::new(Cursor::new(ARCHIVE))?;
+        let mut archive = ZipArchive::new(Cursor::new(archive))?;
         let mut file = archive.by_name(name)?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
@@ -130,7 +133,7 @@ pub fn source_hash(unit: &str) -> Result<String, String> {
 
 /// What `SOURCES` says under a name.
 fn told(name: &str) -> Result<String, String> {
-    let sources = String::from_utf8(entry("SOURCES")?).map_err(|error| error.to_string())?;
+    let sources = String::from_utf8(entry(ARCHIVE, "SOURCES")?).map_err(|error| error.to_string())?;
     let mut lines = sources.lines().filter_map(|line| line.split_once(' '));
     let found = lines.find(|(found, _)| *found == name);
     found.map(|(_, hash)| hash.to_owned()).ok_or_else(|| format!("SOURCES says nothing of {name}"))
@@ -159,7 +162,7 @@ mod tests {
             assert!(hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()), "{hash}");
         }
         assert!(kernels > 0);
-        assert!(ARCHIVE.len() < 2 << 20, "{} bytes", ARCHIVE.len());
+        assert!(ARCHIVE.len() < 2_000_000, "{} bytes", ARCHIVE.len());
     }
 
     #[test]

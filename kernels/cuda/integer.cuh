@@ -1,4 +1,4 @@
-// Up to 16 token rows with activations of 8 bits: y = s_n t_row (codes of W) (codes of x)^T, with exact sums. Blocks, warps, parts of k
+// Up to 16 token rows with activations of 8 bits: y = s_n t_row (codes of W) (codes of x)^T, with exact sums. Blocks, units, bands
 // and what follows the sums are those of `small.cuh`; sums are integers, so their order does not matter. What lies behind k has
 // weights of 0, whatever the activations.
 //
@@ -54,39 +54,49 @@ template <class T, class Weight, int NT>
 DEVICE void integers(const Integer& a) {
     const int WORDS = Weight::WORDS, BYTES = 512 * WORDS;
     const Small& few = a.few;
-    int lane = thread() % 32, warp = thread() / 32;
-    Share share = share_of(few, warp);
-    int tile = share.mine;
-    const u8* next = few.tiles + ((u64)share.tile_row * few.k_tiles + tile) * BYTES;
-
-    // Weights set out before the kernels that compute x have ended.
-    Tile<WORDS, 1> now, then;
-    if (tile < share.end) now = load_codes<WORDS>(next, lane);
-    let_next_start();
-    wait_for_earlier();
-
-    int rows[NT];
-    rows_of<NT>(few, lane, rows);
-    int out[2][NT][4];
-#pragma unroll
-    for (int nt = 0; nt < NT; nt++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) out[0][nt][i] = out[1][nt][i] = 0;
-    while (tile < share.end) {
-        next += share.strides * BYTES;
-        if (tile + share.strides < share.end) then = load_codes<WORDS>(next, lane);
-        add_integers<Weight, NT>(out, now, a.codes, rows, 128 * tile + 16 * (lane % 4), few.k);
-        now = then;
-        tile += share.strides;
-    }
-#pragma unroll
-    for (int nt = 0; nt < NT; nt++)
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            out[0][nt][i] = Weight::whole(out[0][nt][i]);
-            out[1][nt][i] = Weight::whole(out[1][nt][i]);
+    int unit = first_unit(few, block_x());
+    for (;;) {
+        int lane = thread() % 32, warp = thread() / 32;
+        Share share = share_of(few, unit, warp);
+        const u8* next = few.tiles + ((u64)share.tile_row * few.k_tiles + share.mine) * BYTES;
+        Tile<WORDS, 1> now;
+        if (share.mine < share.end) now = load_codes<WORDS>(next, lane);
+        if (unit == first_unit(few, block_x())) {
+            // Weights have set out before the kernels that compute x have ended.
+            let_next_start();
+            wait_for_earlier();
         }
-    finish_block<T, NT>(few, IntegerSums{a}, out, thread() % 32, thread() / 32);
+        int rows[NT], out[2][NT][4];
+        rows_of<NT>(few, lane, rows);
+#pragma unroll
+        for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) out[0][nt][i] = out[1][nt][i] = 0;
+        while (share.mine < share.end) {
+            Tile<WORDS, 1> then;
+            next += share.strides * BYTES;
+            if (share.mine + share.strides < share.end) then = load_codes<WORDS>(next, lane);
+            add_integers<Weight, NT>(out, now, a.codes, rows, 128 * share.mine + 16 * (lane % 4), few.k);
+            now = then;
+            share.mine += share.strides;
+        }
+#pragma unroll
+        for (int nt = 0; nt < NT; nt++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                out[0][nt][i] = Weight::whole(out[0][nt][i]);
+                out[1][nt][i] = Weight::whole(out[1][nt][i]);
+            }
+        // What is known anyway is found out again, so that no register holds it through the loop.
+        lane = thread() % 32, warp = thread() / 32;
+        u32 tile_row = ((u32)((u64)(next - few.tiles) / BYTES) - share.mine) / again(few.k_tiles);
+        unit = (int)(tile_row >> few.together_log) * few.k_tiles;
+        finish_band<T, NT>(few, IntegerSums{a}, out, unit, lane, warp);
+        unit = next_band(few, unit);
+        if (!unit) return;
+        // All have read what is in shared memory.
+        sync();
+    }
 }
 
 // {name}_{type}_{token rows}

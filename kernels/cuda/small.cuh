@@ -1,11 +1,13 @@
 // Up to 16 token rows: y = x W^T for a weight whose tiles lie in the order of tensor-core fragments.
 //
-// A block takes `together` rows of tiles (1, 2, 4 or 8, of 32 output channels each) and a part of k. Its warps are dealt to the rows;
-// those of a row take its tiles in turn and add up what they have in a fixed order. Warps at the same place along k want the same
-// activations, which the first-level cache then holds: the more rows together, the fewer activations come from afar. Where a row
-// of tiles is shared by several blocks (`splits`), the last one to arrive adds up what all have written, in the order of k. So no
-// result depends on who came when. A column of x is never mixed with another: with the same `together` and `splits`, an output is
-// the same bits for any number of token rows.
+// Work is counted in units: a tile of each of `together` rows of tiles (1, 2, 4 or 8, of 32 output channels each: a band), all at one
+// place along k. Units follow one another along k, then from band to band, and every block has as many as another, or one more, so
+// that blocks end together whatever the shape (Stream-K; Osama et al., 2023). A block goes through its units band by band. Its warps
+// are dealt to the rows of tiles; those of a row take its tiles in turn and add up what they have in a fixed order. Warps at the same
+// place along k want the same activations, which the first-level cache then holds: the more rows together, the fewer activations come
+// from afar. Where several blocks have units of a band, the last one to arrive adds up what all have written, in the order of k. So no
+// result depends on who came when. A column of x is never mixed with another: with the same `together` and number of blocks, an
+// output is the same bits for any number of token rows.
 //
 //   tile: 32 channels x 128 along k, [WORDS x 512 bytes of codes] [32 rows, SUBS] words of scale and zero point
 //   a lane (g = lane / 4, t = lane % 4) has rows g, g + 8, g + 16, g + 24 and, of every 32 along k, the eight from 8 t on
@@ -14,7 +16,7 @@
 #pragma once
 #include "decode.cuh"
 
-// The arguments of a kernel, which is launched with a grid of (ceil(n / 32 / together), splits) blocks of 256 threads and
+// The arguments of a kernel, which is launched with one row of blocks of 256 threads, no more than there are units, and
 // `small_shared<NT>()` bytes of dynamic shared memory. Pointers are device memory; what may be null says so. `x` overlaps nothing
 // that is written; `residual` may be `y`. `partial` and `arrived` are one stream's.
 struct Small {
@@ -23,18 +25,17 @@ struct Small {
     const u16* bias;      // [n], or null
     const u16* residual;  // [rows, y_stride], or null
     void* y;              // [rows, y_stride]: 16 bits, or f32 if `single`
-    float* partial;       // [splits, ceil(n / 32), 32 * 8 * NT], or null if splits is 1
-    u32* arrived;         // [ceil(n / 32 / together)], zero before and after, or null if splits is 1
+    float* partial;       // [blocks + bands, 8 * NT, together, 32], 16-byte aligned; or null if every band is one block's
+    u32* arrived;         // [bands], zero before and after; or null likewise
     int rows;             // 1 to 8 * NT
     int k;
     int n;  // output channels of the weight; for a gate, y has half as many
     int x_stride;  // rows * x_stride is below 2^31
     int y_stride;  // outputs or more
     int k_tiles;   // ceil(k / 128)
-    int together_log;  // of the rows of tiles of a block: 0 to 3
-    int splits;
-    int tiles_each;  // k_tiles / splits
-    int tiles_left;  // k_tiles % splits
+    int together_log;  // of the rows of tiles of a band: 0 to 3
+    int units_each;  // ceil(n / 32 / together) * k_tiles / blocks, 1 or more
+    int units_left;  // what is left of that, one more for each of the first blocks
     int gated;   // tiles hold 16 channels of the gate above 16 of the other half: y = silu(gate) * up
     int single;
 };
@@ -196,19 +197,37 @@ DEVICE constexpr int small_shared() {
 // Where the sum of an output lies in shared memory: neither the lanes of a fragment nor 32 rows meet in a bank.
 DEVICE int shared_place(int row, int column) { return 32 * column + (row ^ 8 * (column / 2 % 4)); }
 
-// What a warp has to do: `strides` warps take the tiles `mine` to `end` of a row of tiles in turn.
+// All of this is found out again for every band: through the loop that multiplies, no register holds what follows from it.
+DEVICE int first_unit(const Small& a, int block) {
+    int each = again(a.units_each), left = again(a.units_left);
+    return each * block + (block < left ? block : left);
+}
+
+DEVICE int block_of(const Small& a, int unit) {
+    int each = again(a.units_each), left = again(a.units_left), longer = left * (each + 1);
+    return unit < longer ? unit / (each + 1) : left + (unit - longer) / each;
+}
+
+// What a warp has to do of a band: `strides` warps take the tiles `mine` to `end` of a row of tiles in turn.
 struct Share {
     int strides, tile_row, mine, end;
 };
 
-DEVICE Share share_of(const Small& a, int warp) {
-    int together = 1 << a.together_log, split = block_y();
-    int tile_row = block_x() * together + (warp & (together - 1));
-    int start = a.tiles_each * split + (split < a.tiles_left ? split : a.tiles_left);
-    int end = start + a.tiles_each + (split < a.tiles_left ? 1 : 0);
+// From a unit to the end of its band or of what is the block's.
+DEVICE Share share_of(const Small& a, int unit, int warp) {
+    int log = again(a.together_log), k_tiles = again(a.k_tiles), band = unit / k_tiles;
+    int tile_row = (band << log) + (warp & ((1 << log) - 1)), start = unit - band * k_tiles;
+    int end = first_unit(a, block_x() + 1) - band * k_tiles;
+    end = end < k_tiles ? end : k_tiles;
     // Below the last row of tiles there is nothing.
-    int mine = tile_row < (a.n + 31) / 32 ? start + (warp >> a.together_log) : a.k_tiles;
-    return {WARPS >> a.together_log, tile_row, mine, end};
+    int mine = tile_row < (again(a.n) + 31) / 32 ? start + (warp >> log) : k_tiles;
+    return {WARPS >> log, tile_row, mine, end};
+}
+
+// The first unit of the next band, if the block has units of it; else 0.
+DEVICE int next_band(const Small& a, int unit) {
+    int k_tiles = again(a.k_tiles), next = (unit / k_tiles + 1) * k_tiles;
+    return next < first_unit(a, block_x() + 1) ? next : 0;
 }
 
 // Where the rows of x begin that a lane loads. Columns beyond the last token row compute it again.
@@ -221,12 +240,11 @@ DEVICE void rows_of(const Small& a, int lane, int (&rows)[NT]) {
     }
 }
 
-// From what warps have, in the order of fragments, to y.
+// From what warps have of the band of a unit, in the order of fragments, to y.
 template <class T, int NT, class Sums>
-DEVICE void finish_block(const Small& a, const Sums& kind, const typename Sums::Sum (&out)[2][NT][4], int lane, int warp) {
+DEVICE void finish_band(const Small& a, const Sums& kind, const typename Sums::Sum (&out)[2][NT][4], int unit, int lane, int warp) {
     typedef typename Sums::Sum Sum;
-    const int COLUMNS = 8 * NT, ALL = 32 * COLUMNS;
-    int together = 1 << a.together_log, row_tiles = (a.n + 31) / 32, split = block_y();
+    const int ALL = 32 * 8 * NT;
     Sum* sums = (Sum*)shared_memory();
 #pragma unroll
     for (int mt = 0; mt < 2; mt++)
@@ -238,107 +256,151 @@ DEVICE void finish_block(const Small& a, const Sums& kind, const typename Sums::
                 sums[warp * ALL + shared_place(row, column)] = out[mt][nt][i];
             }
     sync();
-    // A thread has NT outputs of each row of tiles; those of a warp are of one column.
-    int first = block_x() * together;
+    // Outputs in the order of y: 32 channels of each row of tiles, for one token row after another.
+    int log = again(a.together_log), together = 1 << log, k_tiles = again(a.k_tiles), band = unit / k_tiles, outputs = 32 * a.rows << log;
+    int first_block = block_of(a, band * k_tiles), last_block = block_of(a, (band + 1) * k_tiles - 1);
+    bool shared = first_block != last_block;
+    // What blocks have of bands lies in the order of units: of two that follow one another, the block or the band is the next.
+    float* partial = a.partial + (u64)band * together * ALL;
+    u64 of_block = together * ALL;
 #pragma unroll 1
-    for (int r = 0; r < together && first + r < row_tiles; r++) {
-#pragma unroll
-        for (int i = 0; i < NT; i++) {
-            int row = thread() % 32, column = thread() / 32 + 8 * i;
-            if (column >= a.rows) continue;
-            Sum own = 0;
-            for (int w = r; w < WARPS; w += together) own += sums[w * ALL + shared_place(row, column)];
-            // Where it is put, only this thread has read.
-            sums[r * ALL + shared_place(row, column)] = own;
-            if (a.splits > 1) store_partial(a.partial + ((u64)split * row_tiles + first + r) * ALL + thread() + 256 * i, Sums::stored(own));
-        }
+    for (int o = thread(); o < outputs; o += 256) {
+        int row = o % 32, r = o / 32 & (together - 1), column = o / 32 >> log;
+        Sum own = 0;
+        for (int w = r; w < WARPS; w += together) own += sums[w * ALL + shared_place(row, column)];
+        // Where it is put, only this thread has read.
+        sums[r * ALL + shared_place(row, column)] = own;
+        if (shared) store_partial(partial + block_x() * of_block + o, Sums::stored(own));
     }
-    if (a.splits > 1) {
+    if (shared) {
         u32* last = (u32*)(sums + WARPS * ALL);
         sync();
-        if (thread() == 0) *last = arrive(a.arrived + block_x()) == (u32)a.splits - 1;
+        if (thread() == 0) *last = arrive(a.arrived + band) == (u32)(last_block - first_block);
         sync();
         if (!*last) return;
-        if (thread() == 0) a.arrived[block_x()] = 0;
+        if (thread() == 0) a.arrived[band] = 0;
+        // Four channels at a time, of as many blocks as may be on their way at once: this is time that nothing else fills.
 #pragma unroll 1
-        for (int r = 0; r < together && first + r < row_tiles; r++) {
+        for (int o = 4 * thread(); o < outputs; o += 4 * 256) {
+            Sum own[4] = {0, 0, 0, 0};
+#pragma unroll 8
+            for (int block = first_block; block <= last_block; block++) {
+                Words some = load_partials(partial + block * of_block + o);
 #pragma unroll
-            for (int i = 0; i < NT; i++) {
-                int row = thread() % 32, column = thread() / 32 + 8 * i;
-                if (column >= a.rows) continue;
-                Sum own = 0;
-#pragma unroll 4
-                for (int s = 0; s < a.splits; s++)
-                    own += Sums::loaded(load_partial(a.partial + ((u64)s * row_tiles + first + r) * ALL + thread() + 256 * i));
-                sums[r * ALL + shared_place(row, column)] = own;
+                for (int i = 0; i < 4; i++) own[i] += Sums::loaded(as_float(some.at[i]));
             }
+            int row = o % 32, r = o / 32 & (together - 1), column = o / 32 >> log;
+#pragma unroll
+            for (int i = 0; i < 4; i++) sums[r * ALL + shared_place(row + i, column)] = own[i];
         }
     }
-    // The other half of a pair lies with another thread.
-    if (a.gated) sync();
+    // The other half of a pair, and what was added up, lie with another thread.
+    if (a.gated || shared) sync();
 #pragma unroll 1
-    for (int r = 0; r < together && first + r < row_tiles; r++) {
-#pragma unroll
-        for (int i = 0; i < NT; i++) {
-            int row = thread() % 32, column = thread() / 32 + 8 * i;
-            if (column >= a.rows || (a.gated && row >= 16)) continue;
-            const Sum* own = sums + r * ALL;
-            Sum up = a.gated ? own[shared_place(row + 16, column)] : 0;
-            finish<T>(a, kind, first + r, row, column, own[shared_place(row, column)], up);
-        }
+    for (int o = thread(); o < outputs; o += 256) {
+        int row = o % 32, r = o / 32 & (together - 1), column = o / 32 >> log;
+        if (a.gated && row >= 16) continue;
+        const Sum* own = sums + r * ALL;
+        Sum up = a.gated ? own[shared_place(row + 16, column)] : 0;
+        finish<T>(a, kind, band * together + r, row, column, own[shared_place(row, column)], up);
     }
 }
 
-template <class T, class Weight, int NT, int SUBS>
-DEVICE void small(const Small& a) {
-    // Tiles that are on their way while one is multiplied, as many as registers allow.
-    const bool MANY = NT == 1 ? SUBS <= 2 && 4 * Weight::WORDS + SUBS <= 17 : blocks_together(NT, SUBS, Weight::WORDS) == 1;
-    const int AHEAD = MANY ? 2 : 1, SLOTS = AHEAD + 1;
-    const int WORDS = Weight::WORDS, BYTES = 512 * WORDS + 128 * SUBS;
-    int lane = thread() % 32, warp = thread() / 32;
-    Share share = share_of(a, warp);
-    // Where whole tiles end; one that k ends in comes last.
-    int whole = 128 * (a.k / 128 < share.end ? a.k / 128 : share.end), step = 128 * share.strides;
-    int at = 128 * share.mine + 8 * (lane % 4);
-    const u8* next = a.tiles + ((u64)share.tile_row * a.k_tiles + share.mine) * BYTES;
+// How many tiles are on their way while one is multiplied: as many as registers allow.
+template <class Weight, int NT, int SUBS>
+struct Ahead {
+    static const bool MANY = NT == 1 ? SUBS <= 2 && 4 * Weight::WORDS + SUBS <= 17 : blocks_together(NT, SUBS, Weight::WORDS) == 1;
+    static const bool EARLY = NT == 1 ? SUBS <= 2 : blocks_together(NT, SUBS, Weight::WORDS) == 1;
+    static const int TILES = MANY ? 2 : 1, SLOTS = TILES + 1, BYTES = 512 * Weight::WORDS + 128 * SUBS;
+    typedef Tile<Weight::WORDS, SUBS> Slots[SLOTS];
+};
 
-    // Weights set out before the kernels that compute x have ended.
-    Tile<WORDS, SUBS> slots[SLOTS];
-#pragma unroll
-    for (int i = 0; i < AHEAD; i++) {
-        if (at + i * step < whole) slots[i] = load_tile<WORDS, SUBS>(next, lane);
-        next += share.strides * BYTES;
+// A warp's place in its share of a band.
+template <int BYTES>
+struct Walk {
+    // Along k, with the lane's part of it; where whole tiles end: one that k ends in comes last.
+    int at, step, whole;
+    // Where the row of tiles begins, less what the lane's part of k comes to.
+    const u8* row;
+
+    DEVICE Walk(const Small& a, const Share& share, int lane)
+        : at(128 * share.mine + 8 * (lane % 4)), step(128 * share.strides), whole(128 * (a.k / 128 < share.end ? a.k / 128 : share.end)),
+          row(a.tiles + (u64)share.tile_row * a.k_tiles * BYTES - 8 * (lane % 4) * (BYTES / 128)) {}
+
+    // The tile that is some steps ahead.
+    DEVICE const u8* tile(int ahead) const { return row + (at + ahead * step) * (BYTES / 128); }
+
+    // Found out again from where the row begins, so that no register holds it through the loop.
+    DEVICE int band(const Small& a) const {
+        u64 bytes = row + 8 * (thread() % 4) * (BYTES / 128) - a.tiles;
+        return (int)((u32)(bytes / 128) / (BYTES / 128) / again(a.k_tiles)) >> a.together_log;
     }
-    let_next_start();
-    wait_for_earlier();
+};
 
-    int rows[NT];
+// The first tiles of a band set out.
+template <class Weight, int NT, int SUBS>
+DEVICE void set_out(typename Ahead<Weight, NT, SUBS>::Slots& slots, const Small& a, int unit) {
+    typedef Ahead<Weight, NT, SUBS> Ahead;
+    int lane = thread() % 32;
+    Walk<Ahead::BYTES> walk(a, share_of(a, unit, thread() / 32), lane);
+#pragma unroll
+    for (int i = 0; i < Ahead::TILES; i++) {
+        // Without this, what was there before would be kept while the band before is finished.
+        if (!Ahead::EARLY) slots[i] = Tile<Weight::WORDS, SUBS>();
+        if (walk.at + i * walk.step < walk.whole) slots[i] = load_tile<Weight::WORDS, SUBS>(walk.tile(i), lane);
+    }
+}
+
+// What a warp has of a band from a unit on, whose first tiles have set out.
+template <class T, class Weight, int NT, int SUBS>
+DEVICE void add_band(float (&out)[2][NT][4], typename Ahead<Weight, NT, SUBS>::Slots& slots, const Small& a, int& unit) {
+    typedef Ahead<Weight, NT, SUBS> Ahead;
+    int lane = thread() % 32, rows[NT];
     rows_of<NT>(a, lane, rows);
-    float out[2][NT][4];
+    Walk<Ahead::BYTES> walk(a, share_of(a, unit, thread() / 32), lane);
 #pragma unroll
     for (int nt = 0; nt < NT; nt++)
 #pragma unroll
         for (int i = 0; i < 4; i++) out[0][nt][i] = out[1][nt][i] = 0.0f;
-
-    while (at < whole) {
+    while (walk.at < walk.whole) {
 #pragma unroll
-        for (int i = 0; i < SLOTS; i++) {
-            if (at >= whole) break;
-            if (at + AHEAD * step < whole) slots[(i + AHEAD) % SLOTS] = load_tile<WORDS, SUBS>(next, lane);
-            next += share.strides * BYTES;
-            add_tile<T, Weight, NT, SUBS, false>(out, slots[i], a, rows, at, lane);
-            at += step;
+        for (int i = 0; i < Ahead::SLOTS; i++) {
+            if (walk.at >= walk.whole) break;
+            if (walk.at + Ahead::TILES * walk.step < walk.whole)
+                slots[(i + Ahead::TILES) % Ahead::SLOTS] = load_tile<Weight::WORDS, SUBS>(walk.tile(Ahead::TILES), lane);
+            add_tile<T, Weight, NT, SUBS, false>(out, slots[i], a, rows, walk.at, lane);
+            walk.at += walk.step;
         }
     }
     // What is known anyway is found out again, so that no register holds it through the loop.
-    lane = thread() % 32, warp = thread() / 32;
-    share = share_of(a, warp);
-    if (at / 128 < share.end) {
-        const u8* last = a.tiles + ((u64)share.tile_row * a.k_tiles + at / 128) * BYTES;
-        add_tile<T, Weight, NT, SUBS, true>(out, load_tile<WORDS, SUBS>(last, lane), a, rows, at, lane);
-    }
+    lane = thread() % 32;
+    unit = walk.band(a) * a.k_tiles;
+    Share share = share_of(a, unit, thread() / 32);
+    if (walk.at / 128 < share.end)
+        add_tile<T, Weight, NT, SUBS, true>(out, load_tile<Weight::WORDS, SUBS>(walk.tile(0), lane), a, rows, walk.at, lane);
+}
 
-    finish_block<T, NT>(a, FloatSums(), out, lane, warp);
+template <class T, class Weight, int NT, int SUBS>
+DEVICE void small(const Small& a) {
+    typename Ahead<Weight, NT, SUBS>::Slots slots;
+    int unit = first_unit(a, block_x());
+    // Weights set out before the kernels that compute x have ended.
+    set_out<Weight, NT, SUBS>(slots, a, unit);
+    let_next_start();
+    wait_for_earlier();
+    for (;;) {
+        float out[2][NT][4];
+        add_band<T, Weight, NT, SUBS>(out, slots, a, unit);
+        // Those of the next band set out before this one is finished, where registers allow that.
+        int next = next_band(a, unit);
+        if (Ahead<Weight, NT, SUBS>::EARLY && next) set_out<Weight, NT, SUBS>(slots, a, next);
+        finish_band<T, NT>(a, FloatSums(), out, unit, thread() % 32, thread() / 32);
+        if (!next) return;
+        // All have read what is in shared memory.
+        sync();
+        if (!Ahead<Weight, NT, SUBS>::EARLY) set_out<Weight, NT, SUBS>(slots, a, next);
+        unit = next;
+    }
 }
 
 // {name}_{type}_{token rows}_g{group}: groups of 256 have their scale twice.

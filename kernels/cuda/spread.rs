@@ -1,12 +1,16 @@
 //! How a product with few token rows is dealt to a device's multiprocessors.
 
-/// What a block of threads takes of a weight.
+/// What blocks of threads take of a weight, which is tiles of 32 output channels by 128 input channels.
+///
+/// A unit is a tile of each of `together` rows of tiles (a band), all at one place along k. Units follow one another along k, then from
+/// band to band; each block takes as many as another, or one more. Where several have units of a band, the last one to be done adds
+/// up their sums, in the order of k.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Spread {
-    /// Rows of tiles, of 32 output channels each: 1, 2, 4 or 8. The more, the fewer activations come from the second-level cache.
+    /// Rows of tiles of a band: 1, 2, 4 or 8. The more, the fewer activations come from the second-level cache.
     pub together: usize,
-    /// Parts that k is cut into, each for another block.
-    pub splits: usize,
+    /// Blocks, at most as many as there are units.
+    pub blocks: usize,
 }
 
 /// Warps of a block, and blocks that a multiprocessor runs side by side.
@@ -18,47 +22,120 @@ const BLOCKS: usize = 2;
 const MEMORY: f64 = 4.3e12 / 132.0;
 const CACHE: f64 = 5.5e12 / 132.0;
 
-/// Seconds until the first tile has come and after the last is multiplied, and what it costs to add up parts of k: guesses, until
-/// a device was asked.
+/// Seconds until the first tile has come and after the last is multiplied; until the last block of a band knows that it is the last;
+/// and for the second-level cache to answer: guesses, until a device was asked.
 const START: f64 = 1.0e-6;
-const MEETING: f64 = 1.5e-6;
+const MEETING: f64 = 1.0e-6;
+const ANSWER: f64 = 0.4e-6;
 
-impl Spread {
-    /// The one with the least estimated time, for `row_tiles` by `k_tiles` tiles of `tile` bytes; of equals the one with fewest
-    /// parts, then with fewest rows together.
-    pub fn new(row_tiles: usize, k_tiles: usize, tile: usize, rows: usize, multiprocessors: usize) -> Spread {
-        let mut best = (f64::INFINITY, Spread { together: 1, splits: 1 });
-        for splits in 1..=k_tiles.clamp(1, 32) {
-            for together in [1, 2, 4, 8] {
-                let spread = Spread { together, splits };
-                let time = spread.seconds(row_tiles, k_tiles, tile, rows, multiprocessors);
-                if time < 0.999 * best.0 {
-                    best = (time, spread);
-                }
+/// Sums that a thread asks for before it waits for them, of four channels each.
+const ASKED: usize = 8;
+
+/// What a spread makes of a weight.
+#[derive(Clone, Copy, Debug)]
+struct Dealt {
+    spread: Spread,
+    /// One after another on a multiprocessor, as far as they do not run side by side.
+    waves: usize,
+    /// Tiles that the busiest warp takes one after another.
+    rounds: usize,
+    /// Blocks that share a band, at most.
+    sharers: usize,
+}
+
+impl Dealt {
+    fn new(spread: Spread, row_tiles: usize, k_tiles: usize, multiprocessors: usize) -> Dealt {
+        let Spread { together, blocks } = spread;
+        let units = row_tiles.div_ceil(together) * k_tiles;
+        let strides = WARPS / together;
+        let first = |block: usize| units / blocks * block + block.min(units % blocks);
+        let (mut rounds, mut sharers, mut before) = (0, 1, 0);
+        for block in 0..blocks {
+            let (mut unit, end) = (first(block), first(block + 1));
+            let mut own = 0;
+            while unit < end {
+                let part = (k_tiles - unit % k_tiles).min(end - unit);
+                // A band that another block began is shared with one more.
+                before = if unit.is_multiple_of(k_tiles) { 1 } else { before + 1 };
+                sharers = sharers.max(before);
+                own += part.div_ceil(strides);
+                unit += part;
             }
+            rounds = rounds.max(own);
         }
-        best.1
+        Dealt { spread, waves: blocks.div_ceil(BLOCKS * multiprocessors.max(1)), rounds, sharers }
     }
 
-    /// The estimated time of a product by what memory and the second-level cache of an H200 deliver, of `multiprocessors` of its
-    /// kind: guesses are in it, and instructions are not.
-    ///
-    /// A round is one tile for every warp of a multiprocessor; it takes as long as memory needs for its weights, or the
-    /// second-level cache for weights and activations: a tile wants 256 bytes of each token row, once for all rows of tiles of a
-    /// block.
-    pub fn seconds(self, row_tiles: usize, k_tiles: usize, tile: usize, rows: usize, multiprocessors: usize) -> f64 {
-        let Spread { together, splits } = self;
-        let places = BLOCKS * multiprocessors.max(1);
-        let blocks = row_tiles.div_ceil(together) * splits;
-        let rounds = k_tiles.div_ceil(splits).div_ceil(WARPS / together);
+    fn seconds(&self, tile: usize, rows: usize) -> f64 {
+        let Spread { together, .. } = self.spread;
+        // A round is one tile for every warp of a multiprocessor; it takes as long as memory needs for its weights, or the
+        // second-level cache for weights and activations: a tile wants 256 bytes of each token row, once for all rows of tiles
+        // of a band.
         let in_flight = (BLOCKS * WARPS) as f64;
         let weights = in_flight * tile as f64;
         let activations = in_flight * (256 * rows) as f64 / together as f64;
         let round = (weights / MEMORY).max((weights + activations) / CACHE);
-        // Partial sums go to the second-level cache and come back.
-        let sums = (2 * splits * row_tiles * 32 * rows * 4) as f64 / (CACHE * multiprocessors.max(1) as f64);
-        let meeting = if splits > 1 { MEETING + sums } else { 0.0 };
-        blocks.div_ceil(places) as f64 * (START + rounds as f64 * round) + meeting
+        let own = self.waves as f64 * (START + self.rounds as f64 * round);
+        if self.sharers == 1 {
+            return own;
+        }
+        // What the last block of a band does is done by no other.
+        let sums = 32 * together * rows;
+        let asks = sums.div_ceil(4 * 32 * WARPS) * self.sharers.div_ceil(ASKED);
+        own + MEETING + (asks as f64 * ANSWER).max((4 * sums * self.sharers) as f64 / CACHE)
+    }
+}
+
+impl Spread {
+    /// Those that are worth a thought for `row_tiles` by `k_tiles` tiles: a block for each band; parts of equal length of each band; as
+    /// many blocks as a device with that many multiprocessors runs side by side, or half of them.
+    pub fn candidates(row_tiles: usize, k_tiles: usize, multiprocessors: usize) -> Vec<Spread> {
+        let places = BLOCKS * multiprocessors.max(1);
+        let mut found = Vec::new();
+        for together in [1, 2, 4, 8] {
+            let bands = row_tiles.div_ceil(together);
+            let parts =
+                (1..=k_tiles).map(|parts| parts * bands).take_while(|&blocks| blocks == bands || blocks <= places);
+            let mut blocks: Vec<usize> = parts.chain([places, places / 2]).collect();
+            blocks.retain(|&blocks| (1..=bands * k_tiles).contains(&blocks));
+            blocks.sort_unstable();
+            blocks.dedup();
+            found.extend(blocks.into_iter().map(|blocks| Spread { together, blocks }));
+        }
+        found
+    }
+
+    /// Of the [`candidates`](Spread::candidates) the one with the least estimated time for tiles of `tile` bytes; of equals the one with
+    /// fewest rows together, then with fewest blocks. For 1 to `rows` token rows.
+    pub fn best(row_tiles: usize, k_tiles: usize, tile: usize, multiprocessors: usize, rows: usize) -> Vec<Spread> {
+        let candidates = Spread::candidates(row_tiles, k_tiles, multiprocessors);
+        let dealt: Vec<Dealt> =
+            candidates.into_iter().map(|spread| Dealt::new(spread, row_tiles, k_tiles, multiprocessors)).collect();
+        let best = |rows: usize| {
+            let mut best = (f64::INFINITY, Spread { together: 1, blocks: 1 });
+            for one in &dealt {
+                let time = one.seconds(tile, rows);
+                if time < 0.999 * best.0 {
+                    best = (time, one.spread);
+                }
+            }
+            best.1
+        };
+        (1..=rows).map(best).collect()
+    }
+
+    /// The estimated time of a product by what memory and the second-level cache of an H200 deliver, of `multiprocessors` of its
+    /// kind: guesses are in it, and instructions are not.
+    pub fn seconds(self, row_tiles: usize, k_tiles: usize, tile: usize, rows: usize, multiprocessors: usize) -> f64 {
+        Dealt::new(self, row_tiles, k_tiles, multiprocessors).seconds(tile, rows)
+    }
+
+    /// Whether any band is shared by blocks.
+    pub(super) fn meets(self, row_tiles: usize, k_tiles: usize) -> bool {
+        let units = row_tiles.div_ceil(self.together) * k_tiles;
+        // Every block ends where a band does.
+        let whole = units.is_multiple_of(self.blocks) && (units / self.blocks).is_multiple_of(k_tiles);
+        k_tiles > 1 && !whole
     }
 }
 
@@ -66,32 +143,49 @@ impl Spread {
 mod tests {
     use super::*;
 
-    /// Tiles that the busiest warp has, and tiles for every warp if they could be dealt evenly.
-    fn busiest(row_tiles: usize, k_tiles: usize, spread: Spread) -> (usize, f64) {
-        let places = BLOCKS * 132;
-        let blocks = row_tiles.div_ceil(spread.together) * spread.splits;
-        let rounds = k_tiles.div_ceil(spread.splits).div_ceil(WARPS / spread.together);
-        (blocks.div_ceil(places) * rounds, (row_tiles * k_tiles) as f64 / (places * WARPS) as f64)
+    const SIZES: [(usize, usize); 8] = [
+        (3584, 3584),
+        (3584, 10752),
+        (3584, 18944),
+        (18944, 3584),
+        (8192, 8192),
+        (4304, 1152),
+        (64, 32),
+        (3584, 152_064),
+    ];
+
+    fn tiles((k, n): (usize, usize)) -> (usize, usize) {
+        (n.div_ceil(32), k.div_ceil(128))
     }
 
     #[test]
     fn no_tile_is_left_out_and_few_warps_are_idle() {
-        for (k, n) in [(3584, 3584), (3584, 10752), (3584, 18944), (18944, 3584), (8192, 8192), (4304, 1152), (64, 32)]
-        {
-            for rows in [1, 8, 16] {
-                let (row_tiles, k_tiles) = (usize::div_ceil(n, 32), usize::div_ceil(k, 128));
-                let spread = Spread::new(row_tiles, k_tiles, 1664, rows, 132);
-                assert!(spread.splits <= k_tiles && spread.together.is_power_of_two(), "{spread:?}");
-                let (rounds, even) = busiest(row_tiles, k_tiles, spread);
+        for size in SIZES {
+            let (row_tiles, k_tiles) = tiles(size);
+            for (rows, spread) in (1..).zip(Spread::best(row_tiles, k_tiles, 1664, 132, 16)) {
+                let dealt = Dealt::new(spread, row_tiles, k_tiles, 132);
+                let even = (row_tiles * k_tiles) as f64 / (BLOCKS * 132 * WARPS) as f64;
+                let rounds = (dealt.waves * dealt.rounds) as f64;
                 assert!(
-                    rounds as f64 <= 1.6 * even + 1.0,
-                    "{k} x {n}, {rows} rows: {spread:?}, {rounds} for {even:.1}"
+                    rounds <= 1.2 * even.ceil() + 1.0,
+                    "{size:?}, {rows} rows: {dealt:?}, {rounds} rounds for {even:.1}"
                 );
             }
         }
         // One row is not worth waiting for one another where there are channels enough.
-        assert_eq!(Spread::new(256, 64, 1664, 1, 132), Spread { together: 1, splits: 1 });
+        assert_eq!(Spread::best(256, 64, 1664, 132, 1), [Spread { together: 1, blocks: 256 }]);
         // Sixteen are.
-        assert!(Spread::new(256, 64, 1664, 16, 132).together > 1);
+        assert!(Spread::best(256, 64, 1664, 132, 16)[15].together > 1);
+    }
+
+    #[test]
+    fn bands_are_shared_where_a_block_ends_within_one() {
+        for size in SIZES {
+            let (row_tiles, k_tiles) = tiles(size);
+            for spread in Spread::candidates(row_tiles, k_tiles, 132) {
+                let dealt = Dealt::new(spread, row_tiles, k_tiles, 132);
+                assert_eq!(spread.meets(row_tiles, k_tiles), dealt.sharers > 1, "{dealt:?} of {row_tiles} x {k_tiles}");
+            }
+        }
     }
 }

@@ -52,6 +52,8 @@ pub struct DeviceWeight {
     /// Of a row of a tile.
     groups: usize,
     tiles: Memory,
+    /// For 1 to [`ROWS_AT_ONCE`] token rows.
+    spreads: Arc<[Spread]>,
     /// `[n]`, f32, if a scale belongs to an output channel.
     scales: Option<Memory>,
     /// By element, and for 8 or 16 token rows.
@@ -169,9 +171,8 @@ pub(super) struct Arguments {
     y_stride: i32,
     k_tiles: i32,
     together_log: i32,
-    splits: i32,
-    tiles_each: i32,
-    tiles_left: i32,
+    units_each: i32,
+    units_left: i32,
     gated: i32,
     single: i32,
 }
@@ -240,8 +241,22 @@ impl DeviceWeight {
         };
         let tiles = device.memory(geometry.bytes())?;
         let Geometry { row_tiles, k_tiles, groups, .. } = geometry;
-        let weight =
-            DeviceWeight { format, n, k, gated, row_tiles, k_tiles, groups, tiles, scales: None, kernels, dequantize };
+        let tile = geometry.bytes() / (row_tiles * k_tiles);
+        let spreads = Spread::best(row_tiles, k_tiles, tile, device.about().multiprocessors, ROWS_AT_ONCE).into();
+        let weight = DeviceWeight {
+            format,
+            n,
+            k,
+            gated,
+            row_tiles,
+            k_tiles,
+            groups,
+            tiles,
+            spreads,
+            scales: None,
+            kernels,
+            dequantize,
+        };
         if geometry.groups == 0 {
             if k > MOST_SUMMED {
                 let expected = format!("up to {MOST_SUMMED}: longer sums of bytes overflow");
@@ -379,10 +394,15 @@ impl DeviceWeight {
         &self.tiles
     }
 
-    /// How a product with that many token rows is dealt to a device unless it is told otherwise.
-    pub fn spread(&self, device: &Device, rows: usize) -> Spread {
-        let tile = self.tiles.bytes() / (self.row_tiles * self.k_tiles);
-        Spread::new(self.row_tiles, self.k_tiles, tile, rows, device.about().multiprocessors)
+    /// How a product with that many token rows (1 to [`ROWS_AT_ONCE`]; more are taken in such slices) is dealt to the device unless
+    /// it is told otherwise.
+    pub fn spread(&self, rows: usize) -> Spread {
+        self.spreads[rows.clamp(1, ROWS_AT_ONCE) - 1]
+    }
+
+    /// What else might be tried.
+    pub fn spreads(&self, device: &Device) -> Vec<Spread> {
+        Spread::candidates(self.row_tiles, self.k_tiles, device.about().multiprocessors)
     }
 
     /// Puts `y = x W^T` into the stream.
@@ -401,7 +421,7 @@ impl DeviceWeight {
         if rows == 0 {
             return Ok(());
         }
-        let spread = spread.unwrap_or_else(|| self.spread(stream.device(), rows.min(ROWS_AT_ONCE)));
+        let spread = spread.unwrap_or_else(|| self.spread(rows));
         self.check(stream, product)?;
         self.check_spread(stream, spread, workspace)?;
         for first in (0..rows).step_by(ROWS_AT_ONCE) {
@@ -439,19 +459,18 @@ impl DeviceWeight {
         let (_, _, token_scales) = x.parts();
         let shared_rows = if rows <= 8 { 8 } else { 16 };
         let kernel = &self.kernels[usize::from(element == Element::Bf16)][usize::from(rows > 8)];
-        let splits = spread.splits;
+        let units = self.units(spread.together);
         let number = |number: usize| i32::try_from(number).expect("checked");
         let arguments = Arguments {
             partial: workspace.partial.at(),
             arrived: workspace.arrived.at(),
             together_log: number(spread.together.ilog2() as usize),
-            splits: number(splits),
-            tiles_each: number(self.k_tiles / splits),
-            tiles_left: number(self.k_tiles % splits),
+            units_each: number(units / spread.blocks),
+            units_left: number(units % spread.blocks),
             ..self.arguments(product)
         };
         let grid = Grid {
-            blocks: [self.row_tiles.div_ceil(spread.together) as u32, splits as u32],
+            blocks: [number(spread.blocks) as u32, 1],
             threads: THREADS,
             shared: (WARPS * TILE_CHANNELS * shared_rows * 4 + 16) as u32,
         };
@@ -501,9 +520,8 @@ impl DeviceWeight {
             y_stride: number(y.stride),
             k_tiles: number(self.k_tiles),
             together_log: 0,
-            splits: 1,
-            tiles_each: 0,
-            tiles_left: 0,
+            units_each: 0,
+            units_left: 0,
             gated: i32::from(self.gated),
             single: i32::from(single),
         }
@@ -531,11 +549,12 @@ impl DeviceWeight {
     fn check_spread(&self, stream: &Stream, spread: Spread, workspace: &Workspace) -> Result<(), DeviceError> {
         if !matches!(spread.together, 1 | 2 | 4 | 8) {
             let expected = "1, 2, 4 or 8".to_owned();
-            return Err(DeviceError::Shape { what: "rows of tiles of a block", found: spread.together, expected });
+            return Err(DeviceError::Shape { what: "rows of tiles of a band", found: spread.together, expected });
         }
-        if spread.splits == 0 || spread.splits > self.k_tiles.min(MOST_SPLITS) {
-            let expected = format!("1 to {}", self.k_tiles.min(MOST_SPLITS));
-            return Err(DeviceError::Shape { what: "the number of parts of k", found: spread.splits, expected });
+        let units = self.units(spread.together);
+        if spread.blocks == 0 || spread.blocks > units {
+            let expected = format!("1 to {units}");
+            return Err(DeviceError::Shape { what: "the number of blocks", found: spread.blocks, expected });
         }
         if workspace.stream != stream.id() {
             return Err(DeviceError::Foreign { what: "the workspace", whose: "stream" });
@@ -584,22 +603,25 @@ impl DeviceWeight {
 
     /// Bytes of partial sums, and of counts, for any number of rows.
     fn workspace(&self, spread: Spread) -> (usize, usize) {
-        if spread.splits == 1 {
+        if !spread.meets(self.row_tiles, self.k_tiles) {
             return (0, 0);
         }
-        let partial = length(&[spread.splits, self.row_tiles, TILE_CHANNELS * ROWS_AT_ONCE, 4]);
-        (partial, 4 * self.row_tiles.div_ceil(spread.together))
+        let bands = self.row_tiles.div_ceil(spread.together);
+        let partial = length(&[spread.blocks + bands, spread.together, TILE_CHANNELS * ROWS_AT_ONCE, 4]);
+        (partial, 4 * bands)
+    }
+
+    /// What is dealt to blocks: see [`Spread`].
+    fn units(&self, together: usize) -> usize {
+        self.row_tiles.div_ceil(together) * self.k_tiles
     }
 }
 
 /// The most input or output channels: a grid has no more blocks in its second direction, of 32 channels each.
-const MOST_CHANNELS: usize = MOST_SPLITS * TILE_CHANNELS;
+const MOST_CHANNELS: usize = 65535 * TILE_CHANNELS;
 
 /// The most input channels of weights whose products are summed as integers: 2^31 over 128 times 127, whole tiles.
 const MOST_SUMMED: usize = 131_072;
-
-/// The most parts of k: a grid has no more blocks in its second direction.
-const MOST_SPLITS: usize = 65535;
 
 pub(super) fn stride(
     what: &'static str,
@@ -642,7 +664,7 @@ impl Workspace {
     pub fn new(stream: &Stream, weights: &[&DeviceWeight], spread: Option<Spread>) -> Result<Workspace, DeviceError> {
         let device: &Arc<Device> = stream.device();
         let sizes = weights.iter().flat_map(|weight| {
-            let spreads = (1..=ROWS_AT_ONCE).map(|rows| spread.unwrap_or_else(|| weight.spread(device, rows)));
+            let spreads = (1..=ROWS_AT_ONCE).map(|rows| spread.unwrap_or_else(|| weight.spread(rows)));
             spreads.map(|spread| weight.workspace(spread))
         });
         let (partial, arrived) = sizes.fold((0, 0), |most, size| (most.0.max(size.0), most.1.max(size.1)));

@@ -6,7 +6,7 @@ fails where one is above its ceiling. Nothing here runs a kernel.
     python tests/gpu/compile.py [--arch sm_90a]... [--archive]
 
 Without --archive, an archive that was made of other sources is a fault. With it, kernels/cuda/kernels.zip is made, which the
-library embeds: <unit>.<architecture>.cubin, <unit>.compute_80.ptx, and SOURCES with the compiler's options and the hash of each
+library embeds: <unit>.zip of <unit>.<architecture>.cubin and <unit>.compute_80.ptx, and SOURCES with the compiler's options and the hash of each
 unit's sources; and tests/gpu/costs.json, the instructions that a tile costs on sm_90a, from which the README's predictions come.
 Needs tests/requirements.txt.
 """
@@ -16,6 +16,7 @@ import collections
 import concurrent.futures
 import ctypes
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -97,10 +98,20 @@ def hashes():
 
 
 def write_archive(images):
-    """Reproducible: the same images make the same bytes."""
-    with zipfile.ZipFile(ARCHIVE, "w", zipfile.ZIP_LZMA) as archive:
-        for name, content in [("SOURCES", hashes().encode()), *sorted(images.items())]:
-            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_LZMA)
+    """Reproducible: the same images make the same bytes. Those of a unit are much alike: packed as one they are smaller."""
+
+    def pack(entries, method):
+        made = io.BytesIO()
+        with zipfile.ZipFile(made, "w", method) as archive:
+            for name, content in entries:
+                archive.writestr(zipfile.ZipInfo(name), content, method)
+        return made.getvalue()
+
+    def unit(name):
+        own = [(image, content) for image, content in sorted(images.items()) if image.startswith(f"{name}.")]
+        return f"{name}.zip", pack(own, zipfile.ZIP_STORED)
+
+    ARCHIVE.write_bytes(pack([("SOURCES", hashes().encode()), *map(unit, UNITS)], zipfile.ZIP_LZMA))
 
 
 def archive_faults():
@@ -110,8 +121,12 @@ def archive_faults():
         return [f"{ARCHIVE.name} is not there: {again}"]
     with zipfile.ZipFile(ARCHIVE) as archive:
         names = set(archive.namelist())
-        wanted = {f"{unit}.{architecture}.cubin" for unit in UNITS for architecture in ARCHITECTURES}
-        wanted |= {"SOURCES"} | {f"{unit}.compute_80.ptx" for unit in UNITS}
+        wanted = {"SOURCES"} | {f"{unit}.zip" for unit in UNITS}
+        for unit in names & wanted - {"SOURCES"}:
+            with zipfile.ZipFile(io.BytesIO(archive.read(unit))) as inner:
+                names |= set(inner.namelist())
+        wanted |= {f"{unit}.{architecture}.cubin" for unit in UNITS for architecture in ARCHITECTURES}
+        wanted |= {f"{unit}.compute_80.ptx" for unit in UNITS}
         faults = [f"{ARCHIVE.name} has {names ^ wanted} too much or too little: {again}"] if names != wanted else []
         costs = json.loads(COSTS.read_text())["sources"] if COSTS.exists() else None
         if not archive.read("SOURCES").decode() == costs == hashes():
@@ -205,9 +220,11 @@ def round_of(code):
         target = None if isinstance(instruction, str) else jump(instruction)[0]
         if target and places[target] < i:
             body = [one for one in code[places[target] : i] if not isinstance(one, str)]
-            loops.add((sum(one[1] in ("HMMA", "IMMA") for one in body), places[target]))
+            loops.add((sum(one[1] in ("HMMA", "IMMA") for one in body), places[target], i))
+    # Bands are a loop around it.
+    inner = [one for one in loops if not any(other[0] and other != one and one[1] <= other[1] and other[2] <= one[2] for other in loops)]
     # What leads back from a case that does not occur is no loop: nothing that runs jumps there.
-    rounds = (walk(code, places, start) for products, start in sorted(loops, reverse=True) if products)
+    rounds = (walk(code, places, start) for products, start, _ in sorted(inner, reverse=True) if products)
     return next((path for path in rounds if path), [])
 
 

@@ -26,6 +26,12 @@ DEVICE int thread() {
     return index;
 }
 
+// The same number, and the compiler does not know it: what follows from it is not kept through a loop.
+DEVICE int again(int number) {
+    asm volatile("" : "+r"(number));
+    return number;
+}
+
 DEVICE int block_x() { return blockIdx.x; }
 DEVICE int block_y() { return blockIdx.y; }
 
@@ -96,10 +102,13 @@ DEVICE void store_partial(float* at, float value) {
     asm volatile("st.relaxed.gpu.global.f32 [%0], %1;" ::"l"(at), "f"(value) : "memory");
 }
 
-DEVICE float load_partial(const float* at) {
-    float value;
-    asm volatile("ld.relaxed.gpu.global.f32 %0, [%1];" : "=f"(value) : "l"(at) : "memory");
-    return value;
+DEVICE Words load_partials(const float* at) {
+    Words w;
+    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(w.at[0]), "=r"(w.at[1]), "=r"(w.at[2]), "=r"(w.at[3])
+        : "l"(at)
+        : "memory");
+    return w;
 }
 
 DEVICE float as_float(u32 bits) { return __uint_as_float(bits); }

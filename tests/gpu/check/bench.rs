@@ -128,14 +128,14 @@ pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receip
                 let warm = time(&stream, &graph, launches)?;
                 let number = if format.ends_with("a8") { 1 } else { 2 };
                 let bytes = layer.weights[0].bytes() + rows * (number * k + 2 * n);
-                let Spread { together, splits } = layer.weights[0].spread(device, rows);
+                let Spread { together, blocks } = layer.weights[0].spread(rows);
                 // Half of the cache: it is in two parts.
                 let fits = bytes <= device.about().cache / 2;
                 let us = |[least, median, most]: [f64; 3]| {
                     format!("{:.2} ({:.2} to {:.2})", 1e6 * median, 1e6 * least, 1e6 * most)
                 };
                 println!(
-                    "| {format} | {k} x {n} | {rows} | {:.2} MB | {together} x {splits} | {} | {:.0} | {} |",
+                    "| {format} | {k} x {n} | {rows} | {:.2} MB | {together} x {blocks} | {} | {:.0} | {} |",
                     bytes as f64 / 1e6,
                     us(cold),
                     bytes as f64 / cold[1] / 1e9,
@@ -143,7 +143,7 @@ pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receip
                 );
                 receipts.time(
                     format,
-                    json!({"k": k, "n": n, "rows": rows, "bytes": bytes, "together": together, "splits": splits,
+                    json!({"k": k, "n": n, "rows": rows, "bytes": bytes, "together": together, "blocks": blocks,
                         "cold": cold, "warm": fits.then_some(warm)}),
                 );
             }
@@ -221,22 +221,17 @@ pub(crate) fn tune(device: &Arc<Device>, options: &Options) -> Result<(), Device
         let layer = Layer::new(&stream, "w3", (k, n), if options.small { 0 } else { ROTATED })?;
         let copies = layer.weights.len();
         for rows in [1, 8, 16] {
-            let chosen = layer.weights[0].spread(device, rows);
+            let chosen = layer.weights[0].spread(rows);
             let mut times = Vec::new();
-            for together in [1, 2, 4, 8] {
-                for splits in [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 28] {
-                    let spread = Spread { together, splits };
-                    if splits <= k.div_ceil(128) {
-                        let graph = layer.graph(&mut stream, rows, copies, Some(spread), products(copies, options))?;
-                        times.push((time(&stream, &graph, 5)?[1], spread));
-                    }
-                }
+            for spread in layer.weights[0].spreads(device) {
+                let graph = layer.graph(&mut stream, rows, copies, Some(spread), products(copies, options))?;
+                times.push((time(&stream, &graph, 5)?[1], spread));
             }
             let graph = layer.graph(&mut stream, rows, copies, None, products(copies, options))?;
             let own = time(&stream, &graph, 5)?[1];
             times.sort_by(|a, b| a.0.total_cmp(&b.0));
-            let cell = |(time, Spread { together, splits }): (f64, Spread)| {
-                format!("{together} x {splits} | {:.2}", 1e6 * time)
+            let cell = |(time, Spread { together, blocks }): (f64, Spread)| {
+                format!("{together} x {blocks} | {:.2}", 1e6 * time)
             };
             println!("| {k} x {n} | {rows} | {} | {} | {} |", cell((own, chosen)), cell(times[0]), cell(times[1]));
         }

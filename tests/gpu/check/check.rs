@@ -46,7 +46,7 @@ impl Placed {
             bias: placed(stream, &bytes(&case.bias))?,
             residual: placed(stream, &bytes(&case.residual))?,
             y: stream.device().memory(shape.bytes_of_y())?,
-            workspace: RefCell::new(Workspace::new(stream, &[&weight], Some(spread(&shape)))?),
+            workspace: RefCell::new(Workspace::new(stream, &[&weight], spread(&shape))?),
             weight,
         })
     }
@@ -61,7 +61,7 @@ impl Placed {
             residual: shape.residual.then_some(&self.residual),
             y: DeviceRows { memory: &self.y, stride: shape.y_stride() },
             single: shape.single,
-            spread: Some(spread(shape)),
+            spread: spread(shape),
         }
     }
 
@@ -75,8 +75,8 @@ impl Placed {
     }
 }
 
-fn spread(shape: &Shape) -> Spread {
-    Spread { together: shape.together, splits: shape.splits }
+fn spread(shape: &Shape) -> Option<Spread> {
+    (shape.blocks > 0).then_some(Spread { together: shape.together, blocks: shape.blocks })
 }
 
 /// The name of the kernel that runs a shape.
@@ -157,15 +157,15 @@ pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receip
 fn large_shapes() -> Vec<Shape> {
     let sizes =
         [(3584, 3584), (3584, 10752), (3584, 18944), (18944, 3584), (8192, 8192), (4304, 1152), (3584, 152_064)];
-    let shape = |(k, n), rows| Shape { k, n, rows, single: false, ..Shape::PLAIN };
+    let shape = |(k, n), rows| Shape { k, n, rows, blocks: 0, single: false, ..Shape::PLAIN };
     let mut shapes: Vec<Shape> = sizes.into_iter().flat_map(|size| [1, 8, 16].map(|rows| shape(size, rows))).collect();
     shapes.push(shape((3584, 152_064), 1));
-    for (together, splits) in [(2, 2), (4, 4), (8, 7)] {
-        shapes.push(Shape { together, splits, ..shape((8192, 8192), 16) });
-        shapes.push(Shape { together, splits, gated: true, bias: true, ..shape((3584, 37888), 1) });
+    for (together, blocks) in [(2, 264), (4, 100), (8, 263)] {
+        shapes.push(Shape { together, blocks, ..shape((8192, 8192), 16) });
+        shapes.push(Shape { together, blocks, gated: true, bias: true, ..shape((3584, 37888), 1) });
     }
     for rows in 1..=16 {
-        shapes.push(Shape { splits: 3, ..shape((4304, 1152), rows) });
+        shapes.push(Shape { blocks: 97, ..shape((4304, 1152), rows) });
         shapes.push(Shape { bits: 4, element: Element::Bf16, ..shape((3584, 3584), rows) });
     }
     shapes
@@ -253,7 +253,7 @@ fn numbers_of_codes(stream: &Stream, faults: &mut Vec<String>) -> Result<(), Dev
 /// A token row is the same bits alone and among others, whatever the others are.
 fn rows_do_not_meet(stream: &Stream, receipts: &mut Receipts, faults: &mut Vec<String>) -> Result<(), DeviceError> {
     let n = 48;
-    let plain = Shape { n, k: 900, splits: 2, ..Shape::PLAIN };
+    let plain = Shape { n, k: 900, blocks: 3, ..Shape::PLAIN };
     let number = |row: usize, i: usize| ((row * 7 + i * 13) % 101) as f32 / 101.0 - 0.5;
     for rows in [8, 16] {
         let together = judged(stream, &Case::new(Shape { rows, ..plain }, number), 2, receipts, faults)?;
@@ -316,11 +316,11 @@ fn every_weight(stream: &Stream, faults: &mut Vec<String>) -> Result<(), DeviceE
 /// one before wrote, so that none may begin too early.
 fn recorded(stream: &mut Stream, faults: &mut Vec<String>) -> Result<(), DeviceError> {
     let k = 512;
-    let shape = Shape { k, n: k, rows: 3, splits: 2, together: 2, single: false, ..Shape::PLAIN };
+    let shape = Shape { k, n: k, rows: 3, blocks: 5, together: 2, single: false, ..Shape::PLAIN };
     let mut random = Random(9);
     let case = Case::new(shape, |_, _| 1e-3 * random.signed());
     let weight = DeviceWeight::load(stream, shape.format(), &case.stored(), false)?;
-    let mut workspace = Workspace::new(stream, &[&weight], Some(spread(&shape)))?;
+    let mut workspace = Workspace::new(stream, &[&weight], spread(&shape))?;
     let bytes = 2 * shape.rows * k;
     let buffers = [stream.device().memory(bytes)?, stream.device().memory(bytes)?];
     let start: Vec<u8> = (0..shape.rows * k).flat_map(|i| [(i * 37 % 251) as u8, 0x10]).collect();
@@ -334,7 +334,7 @@ fn recorded(stream: &mut Stream, faults: &mut Vec<String>) -> Result<(), DeviceE
                 residual: None,
                 y: DeviceRows { memory: &buffers[(i + 1) % 2], stride: k },
                 single: false,
-                spread: Some(spread(&shape)),
+                spread: spread(&shape),
             };
             weight.product(stream, &product, workspace)?;
         }
@@ -343,7 +343,7 @@ fn recorded(stream: &mut Stream, faults: &mut Vec<String>) -> Result<(), DeviceE
     let mut alone = stream.device().stream()?;
     alone.set_overlap(false);
     let own = {
-        let mut workspace = Workspace::new(&alone, &[&weight], Some(spread(&shape)))?;
+        let mut workspace = Workspace::new(&alone, &[&weight], spread(&shape))?;
         stream.write(&buffers[0], &start)?;
         for _ in 0..3 {
             chain(&alone, &mut workspace)?;

@@ -36,7 +36,8 @@ pub(crate) struct Shape {
     pub(crate) group: usize,
     pub(crate) rows: usize,
     pub(crate) together: usize,
-    pub(crate) splits: usize,
+    /// 0: with `together`, as is thought best.
+    pub(crate) blocks: usize,
     pub(crate) gated: bool,
     pub(crate) bias: bool,
     pub(crate) residual: bool,
@@ -53,7 +54,7 @@ impl Shape {
         group: 128,
         rows: 1,
         together: 1,
-        splits: 1,
+        blocks: 1,
         gated: false,
         bias: false,
         residual: false,
@@ -212,7 +213,7 @@ pub(crate) fn shapes() -> Vec<Shape> {
                 let rows: &[_] = if bits == 3 { &[(1, 32), (8, 48), (9, 33), (16, 64)] } else { &[(8, 33), (16, 48)] };
                 for &(rows, n) in rows {
                     shapes.push(Shape { bits, group, rows, n, ..plain });
-                    shapes.push(Shape { bits, group, rows, n, k: 1300, splits: 3, single: false, bias: true, ..plain });
+                    shapes.push(Shape { bits, group, rows, n, k: 1300, blocks: 3, single: false, bias: true, ..plain });
                 }
             }
         }
@@ -220,24 +221,34 @@ pub(crate) fn shapes() -> Vec<Shape> {
         for k in [1, 7, 8, 75, 128, 129, 588, 1152, 4304] {
             shapes.push(Shape { k, n: 40, rows: 3, ..plain });
         }
-        // One tile for many warps, many tiles for each, more blocks than tiles.
-        for (k, splits) in [(128, 1), (3584, 1), (3584, 4), (8192, 2), (384, 3)] {
-            shapes.push(Shape { k, splits, rows: 2, residual: true, ..plain });
+        // One tile for many warps, many tiles for each, a block for each tile.
+        for (k, blocks) in [(128, 1), (3584, 1), (3584, 28), (8192, 2), (384, 3)] {
+            shapes.push(Shape { k, blocks, rows: 2, residual: true, ..plain });
         }
         // More rows than a kernel takes at once.
-        for (rows, together) in [(17, 1), (40, 2)] {
-            shapes.push(Shape { rows, together, k: 300, n: 48, residual: true, bias: true, single: false, ..plain });
+        for (rows, together, blocks) in [(17, 1, 0), (40, 2, 1), (33, 1, 5)] {
+            shapes.push(Shape {
+                rows,
+                together,
+                blocks,
+                k: 300,
+                n: 48,
+                residual: true,
+                bias: true,
+                single: false,
+                ..plain
+            });
         }
-        // Rows of tiles that share a block: all there, some missing, none but one.
+        // Bands of several rows of tiles: all there, some missing, none but one; a band for several blocks, several for one.
         for (together, n) in [(2, 64), (2, 40), (4, 300), (8, 256), (8, 33)] {
-            for (rows, splits) in [(1, 1), (7, 3), (16, 2)] {
-                shapes.push(Shape { together, n, rows, splits, k: 900, bias: true, single: false, ..plain });
+            for (rows, blocks) in [(1, 1), (7, 3), (16, 5)] {
+                shapes.push(Shape { together, n, rows, blocks, k: 900, bias: true, single: false, ..plain });
             }
         }
         for (n, rows) in [(64, 1), (62, 5), (34, 16), (2, 3)] {
-            for (together, splits) in [(1, 1), (1, 2), (2, 1), (4, 2)] {
+            for (together, blocks) in [(1, 1), (1, 3), (2, 1), (4, 2)] {
                 let gated =
-                    Shape { n, rows, together, splits, k: 640, gated: true, bias: true, residual: true, ..plain };
+                    Shape { n, rows, together, blocks, k: 640, gated: true, bias: true, residual: true, ..plain };
                 shapes.extend([gated, Shape { single: false, ..gated }]);
             }
         }

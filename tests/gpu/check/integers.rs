@@ -33,7 +33,7 @@ fn shapes(format: &'static Format) -> Vec<Shape> {
             n: 40,
             k: 300,
             rows: 1,
-            spread: Spread { together: 1, splits: 1 },
+            spread: Spread { together: 1, blocks: 1 },
             gated: false,
             residual: false,
             single: true,
@@ -41,14 +41,15 @@ fn shapes(format: &'static Format) -> Vec<Shape> {
         for (rows, n, k) in
             [(1, 32, 128usize), (8, 33, 1300), (9, 300, 129), (16, 64, 4304), (17, 48, 1), (40, 32, 640)]
         {
-            for (together, splits) in [(1, 1), (2, 2), (8, 3)] {
-                let splits = splits.min(k.div_ceil(128));
-                let shape = Shape { rows, n, k, spread: Spread { together, splits }, ..plain };
+            for (together, blocks) in [(1, 1), (2, 7), (8, 3), (8, 1)] {
+                let units = usize::div_ceil(n, 32 * together) * k.div_ceil(128);
+                let blocks = usize::min(blocks, units);
+                let shape = Shape { rows, n, k, spread: Spread { together, blocks }, ..plain };
                 shapes.extend([shape, Shape { single: false, residual: true, ..shape }]);
             }
         }
         for (n, rows) in [(64, 1), (62, 5), (34, 16), (2, 3)] {
-            shapes.push(Shape { n, rows, gated: true, spread: Spread { together: 1, splits: 2 }, ..plain });
+            shapes.push(Shape { n, rows, gated: true, spread: Spread { together: 1, blocks: 3 }, ..plain });
         }
     }
     shapes

@@ -18,7 +18,7 @@ pub(crate) fn all(device: &Arc<Device>, _: &Options, receipts: &mut Receipts) ->
     let shape = Shape { k: 300, n: 64, rows: 2, ..Shape::PLAIN };
     let case = Case::random(shape, &mut Random(3));
     let weight = DeviceWeight::load(&stream, shape.format(), &case.stored(), false)?;
-    let spread = Spread { together: 1, splits: 2 };
+    let spread = Spread { together: 1, blocks: 4 };
     let mut workspace = Workspace::new(&stream, &[&weight], Some(spread))?;
     let mut none = Workspace::new(&stream, &[], None)?;
     let memory = device.memory(4096)?;
@@ -58,10 +58,10 @@ pub(crate) fn all(device: &Arc<Device>, _: &Options, receipts: &mut Receipts) ->
     let shifted = part(1282..1538)?;
     refused("a residual across y", &DeviceProduct { residual: Some(&shifted), ..good }, "the first byte of y");
     refused("a short bias", &DeviceProduct { bias: Some(&part(0..126)?), ..good }, "the bias is 126");
-    let bad = Spread { together: 3, splits: 1 };
+    let bad = Spread { together: 3, blocks: 1 };
     refused("three rows of tiles", &DeviceProduct { spread: Some(bad), ..good }, "rows of tiles");
-    let bad = Spread { together: 1, splits: 4 };
-    refused("more parts than tiles", &DeviceProduct { spread: Some(bad), ..good }, "parts of k is 4");
+    let bad = Spread { together: 1, blocks: 7 };
+    refused("more blocks than tiles", &DeviceProduct { spread: Some(bad), ..good }, "blocks is 7, expected 1 to 6");
     expect("a workspace of nothing", weight.product(&stream, &good, &mut none), "partial sums is 0");
     let other = device.stream()?;
     expect("another stream's workspace", weight.product(&other, &good, &mut none), "belongs to another stream");

@@ -192,6 +192,7 @@ static void aligned(const void* at, size_t bytes) {
 }  // namespace emulated
 
 DEVICE int thread() { return emulated::current; }
+DEVICE int again(int number) { return number; }
 DEVICE int block_x() { return emulated::at_x; }
 DEVICE int block_y() { return emulated::at_y; }
 DEVICE u8* shared_memory() { return emulated::shared.get(); }
@@ -234,11 +235,16 @@ DEVICE void store_partial(float* at, float value) {
     *at = value;
 }
 
-DEVICE float load_partial(const float* at) {
-    auto found = emulated::partials.find(at);
-    if (found == emulated::partials.end() || !found->second.published) emulated::fail("a partial sum is read that no block has published");
+DEVICE Words load_partials(const float* at) {
+    emulated::aligned(at, 16);
+    for (int i = 0; i < 4; i++) {
+        auto found = emulated::partials.find(at + i);
+        if (found == emulated::partials.end() || !found->second.published) emulated::fail("a partial sum is read that no block has published");
+    }
     if (emulated::arrived_in == emulated::block.round) emulated::fail("partial sums are read without a barrier after the arrival");
-    return *at;
+    Words words;
+    memcpy(&words, at, 16);
+    return words;
 }
 
 DEVICE float fused(float a, float b, float c) { return std::fma(a, b, c); }
