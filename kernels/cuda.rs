@@ -29,11 +29,13 @@
 mod driver;
 mod error;
 mod images;
+mod middle;
 mod norm;
 mod prefill;
 mod spread;
 mod tiles;
 mod weight;
+mod workspace;
 
 pub use driver::{About, Device, Graph, Loaded, Mark, Memory, Stream};
 pub use error::DeviceError;
@@ -42,7 +44,8 @@ pub use norm::{DeviceNorm, DeviceTokens, NormKind, Norms};
 pub use prefill::Prefill;
 pub use spread::Spread;
 pub use tiles::{Fragments, Quarter, TILE_CHANNELS, TILE_K, TileCodes, Tiles};
-pub use weight::{DeviceInput, DeviceProduct, DeviceRows, DeviceWeight, Element, ROWS_AT_ONCE, Workspace};
+pub use weight::{DeviceInput, DeviceProduct, DeviceRows, DeviceWeight, Element, ROWS_AT_ONCE};
+pub use workspace::Workspace;
 
 use crate::format::FORMATS;
 

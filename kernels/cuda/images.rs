@@ -25,6 +25,7 @@ pub struct Unit {
 const HEADERS: &[(&str, &str)] = &[
     ("small.cuh", include_str!("small.cuh")),
     ("integer.cuh", include_str!("integer.cuh")),
+    ("middle.cuh", include_str!("middle.cuh")),
     ("repack.cuh", include_str!("repack.cuh")),
     ("dequantize.cuh", include_str!("dequantize.cuh")),
     ("decode.cuh", include_str!("decode.cuh")),

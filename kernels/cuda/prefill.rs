@@ -88,7 +88,7 @@ impl DeviceWeight {
         if rows == 0 {
             return Ok(());
         }
-        if !self.has_groups() {
+        if self.groups() == 0 {
             return Err(DeviceError::NoGroups { format: self.format().name });
         }
         if prefill.stream != stream.id() {

@@ -61,12 +61,14 @@ DEVICE void repack(const Repack& a) {
     int channels = a.gated ? a.n / 2 : a.n;
     // The channel of a row of the tile, or -1.
     int first = (a.gated ? 16 : 32) * tile_row, block_bytes = a.group / 8 * Stored::WIDTH;
+    // Groups are powers of two: 2^5 to 2^8.
+    int log = a.group >= 128 ? 7 + a.group / 256 : a.group / 32 + 4;
     u32 words[WORDS];
 #pragma unroll
     for (int i = 0; i < WORDS; i++) words[i] = 0;
 #pragma unroll
     for (int pair = 0; pair < 16; pair++) {
-#pragma unroll
+#pragma unroll 1
         for (int half = 0; half < 2; half++) {
             int row = 16 * (quarter / 2) + 8 * (pair % 2) + lane / 4;
             int e = 4 * (pair / 4 % 2) + 2 * (pair % 4 / 2) + half;
@@ -74,8 +76,8 @@ DEVICE void repack(const Repack& a) {
             int own = first + (a.gated ? row % 16 : row);
             if (own >= channels || k >= a.k) continue;
             u64 channel = own + (a.gated && row >= 16 ? channels : 0);
-            const u8* block = a.codes + (channel * a.groups + k / a.group) * block_bytes;
-            Stored::put(words, pair, half, Stored::code(block, a.group, k % a.group));
+            const u8* block = a.codes + (channel * a.groups + (k >> log)) * block_bytes;
+            Stored::put(words, pair, half, Stored::code(block, log, k & (a.group - 1)));
         }
     }
 #pragma unroll
@@ -90,7 +92,7 @@ DEVICE void repack(const Repack& a) {
     u32 word = 0;
     if (own < channels && k < a.k) {
         u64 channel = own + (a.gated && lane >= 16 ? channels : 0);
-        int group = k / a.group, bit = group * Stored::ZERO_BITS;
+        int group = k >> log, bit = group * Stored::ZERO_BITS;
         u32 zero_point = 1u << (Stored::WIDTH - 1);
         if (a.zero_points) {
             zero_point = a.zero_points[channel * a.zero_bytes + bit / 8] >> bit % 8 & ((1u << Stored::ZERO_BITS) - 1);

@@ -240,9 +240,10 @@ DEVICE void rows_of(const Small& a, int lane, int (&rows)[NT]) {
     }
 }
 
-// From what warps have of the band of a unit, in the order of fragments, to y.
+// From what warps have of the band of a unit, in the order of fragments, to y. Where a band is finished in several pieces, one by one,
+// this is `piece` of `pieces`, each of which has sums and a count of its own.
 template <class T, int NT, class Sums>
-DEVICE void finish_band(const Small& a, const Sums& kind, const typename Sums::Sum (&out)[2][NT][4], int unit, int lane, int warp) {
+DEVICE void finish_band(const Small& a, const Sums& kind, const typename Sums::Sum (&out)[2][NT][4], int unit, int lane, int warp, int pieces = 1, int piece = 0) {
     typedef typename Sums::Sum Sum;
     const int ALL = 32 * 8 * NT;
     Sum* sums = (Sum*)shared_memory();
@@ -261,12 +262,14 @@ DEVICE void finish_band(const Small& a, const Sums& kind, const typename Sums::S
     int first_block = block_of(a, band * k_tiles), last_block = block_of(a, (band + 1) * k_tiles - 1);
     bool shared = first_block != last_block;
     // What blocks have of bands lies in the order of units: of two that follow one another, the block or the band is the next.
-    float* partial = a.partial + (u64)band * together * ALL;
-    u64 of_block = together * ALL;
+    u64 of_block = pieces * together * ALL;
+    float* partial = a.partial + band * of_block + piece * together * ALL;
+    u32* arrived = a.arrived + band * pieces + piece;
 #pragma unroll 1
     for (int o = thread(); o < outputs; o += 256) {
         int row = o % 32, r = o / 32 & (together - 1), column = o / 32 >> log;
         Sum own = 0;
+#pragma unroll 1
         for (int w = r; w < WARPS; w += together) own += sums[w * ALL + shared_place(row, column)];
         // Where it is put, only this thread has read.
         sums[r * ALL + shared_place(row, column)] = own;
@@ -275,19 +278,26 @@ DEVICE void finish_band(const Small& a, const Sums& kind, const typename Sums::S
     if (shared) {
         u32* last = (u32*)(sums + WARPS * ALL);
         sync();
-        if (thread() == 0) *last = arrive(a.arrived + band) == (u32)(last_block - first_block);
+        if (thread() == 0) *last = arrive(arrived) == (u32)(last_block - first_block);
         sync();
         if (!*last) return;
-        if (thread() == 0) a.arrived[band] = 0;
+        if (thread() == 0) *arrived = 0;
         // Four channels at a time, of as many blocks as may be on their way at once: this is time that nothing else fills.
 #pragma unroll 1
         for (int o = 4 * thread(); o < outputs; o += 4 * 256) {
             Sum own[4] = {0, 0, 0, 0};
-#pragma unroll 8
-            for (int block = first_block; block <= last_block; block++) {
-                Words some = load_partials(partial + block * of_block + o);
+#pragma unroll 1
+            for (int block = first_block; block <= last_block; block += 8) {
+                Words some[8];
 #pragma unroll
-                for (int i = 0; i < 4; i++) own[i] += Sums::loaded(as_float(some.at[i]));
+                for (int b = 0; b < 8; b++) {
+                    some[b] = {{0, 0, 0, 0}};
+                    if (block + b <= last_block) some[b] = load_partials(partial + (block + b) * of_block + o);
+                }
+#pragma unroll
+                for (int b = 0; b < 8; b++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) own[i] += Sums::loaded(as_float(some[b].at[i]));
             }
             int row = o % 32, r = o / 32 & (together - 1), column = o / 32 >> log;
 #pragma unroll

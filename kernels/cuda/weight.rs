@@ -5,14 +5,16 @@ use std::sync::Arc;
 
 use super::driver::{Device, Grid, Kernel, Memory, Stream};
 use super::error::DeviceError;
+use super::middle::{MIDDLE_ROWS, Middle};
 use super::norm::DeviceTokens;
 use super::spread::Spread;
 use super::tiles::{Geometry, TILE_CHANNELS, TILE_K, Tiles};
+use super::workspace::Workspace;
 use crate::dense::convert::FloatType;
 use crate::error::{Error, length};
 use crate::format::{Format, Stored};
 
-/// Token rows that a kernel takes at once. A product with more reads the weight again for every so many.
+/// Token rows that the kernels take at once that a [`Spread`] deals out.
 pub const ROWS_AT_ONCE: usize = 16;
 
 /// Threads of a block: 8 warps.
@@ -60,6 +62,8 @@ pub struct DeviceWeight {
     kernels: [[Kernel; 2]; 2],
     /// By element; of formats that have groups.
     dequantize: Option<[Kernel; 2]>,
+    /// Of formats that have groups.
+    pub(super) middle: Option<Middle>,
 }
 
 /// Rows of numbers in a device's memory.
@@ -106,13 +110,13 @@ impl<'a> DeviceInput<'a> {
 /// What a device computes: `y = x W^T`, and what its epilogue makes of it, in the order bias, gate, residual.
 ///
 /// With weights alone, `y = sum_g s_g (sum_k q x - z_g sum_k x)`: an infinite activation makes its row not a number, as the formula
-/// says, and leaves the other rows alone.
+/// says (with more than [`ROWS_AT_ONCE`] rows, where `q - z` comes first, infinite or not a number), and leaves the other rows alone.
 #[derive(Clone, Copy, Debug)]
 pub struct DeviceProduct<'a> {
     /// Activations, of the kind that the weight's format multiplies.
     pub x: DeviceInput<'a>,
-    /// Token rows; 0 is no work. The weight is read again for every [`ROWS_AT_ONCE`] of them;
-    /// [`DeviceWeight::product_of_many`] is for more.
+    /// Token rows; 0 is no work. Up to 16, and up to 64 where weights have groups and no spread is given, the weight is read once;
+    /// else once for every so many. [`DeviceWeight::product_of_many`] is for more.
     pub rows: usize,
     /// Of `x` if that is numbers, `bias`, `residual`, and of `y` unless `single`.
     pub element: Element,
@@ -124,17 +128,9 @@ pub struct DeviceProduct<'a> {
     pub y: DeviceRows<'a>,
     /// Whether `y` is f32.
     pub single: bool,
-    /// How the product is dealt to the device; `None`: as is thought best for that many rows. With the same spread, a token row
-    /// is the same bits alone and among others.
+    /// How the product is dealt to the device, [`ROWS_AT_ONCE`] token rows at a time; `None`: as is thought best for that many rows.
+    /// With the same spread, a token row is the same bits alone and among others.
     pub spread: Option<Spread>,
-}
-
-/// Memory in which the blocks of a product meet. It serves one product after another on one stream.
-#[derive(Debug)]
-pub struct Workspace {
-    stream: usize,
-    partial: Memory,
-    arrived: Memory,
 }
 
 /// The one parameter of a kernel: `Repack` in `repack.cuh`.
@@ -239,9 +235,13 @@ impl DeviceWeight {
             0 => None,
             _ => Some([dequantize(Element::F16)?, dequantize(Element::Bf16)?]),
         };
-        let tiles = device.memory(geometry.bytes())?;
         let Geometry { row_tiles, k_tiles, groups, .. } = geometry;
         let tile = geometry.bytes() / (row_tiles * k_tiles);
+        let middle = match groups {
+            0 => None,
+            _ => Some(Middle::load(device, layout.unit, format.name, tile - 4 * TILE_CHANNELS * groups)?),
+        };
+        let tiles = device.memory(geometry.bytes())?;
         let spreads = Spread::best(row_tiles, k_tiles, tile, device.about().multiprocessors, ROWS_AT_ONCE).into();
         let weight = DeviceWeight {
             format,
@@ -256,6 +256,7 @@ impl DeviceWeight {
             scales: None,
             kernels,
             dequantize,
+            middle,
         };
         if geometry.groups == 0 {
             if k > MOST_SUMMED {
@@ -424,7 +425,10 @@ impl DeviceWeight {
         let spread = spread.unwrap_or_else(|| self.spread(rows));
         self.check(stream, product)?;
         self.check_spread(stream, spread, workspace)?;
-        for first in (0..rows).step_by(ROWS_AT_ONCE) {
+        let mut first = 0;
+        while first < rows {
+            let middle = self.middle.as_ref().filter(|_| rows - first > ROWS_AT_ONCE && product.spread.is_none());
+            let count = (rows - first).min(if middle.is_some() { MIDDLE_ROWS } else { ROWS_AT_ONCE });
             let behind = |memory: &Memory, bytes: usize| memory.part(first * bytes..memory.bytes());
             let (rows_of_x, number, scales) = x.parts();
             let own_x = behind(rows_of_x.memory, number * rows_of_x.stride)?;
@@ -437,12 +441,16 @@ impl DeviceWeight {
                     Some(scales) => DeviceTokens { codes: own_x, scales }.into(),
                     None => own_x.into(),
                 },
-                rows: (rows - first).min(ROWS_AT_ONCE),
+                rows: count,
                 residual: own_residual.as_ref(),
                 y: DeviceRows { memory: &own_y, ..y },
                 ..*product
             };
-            self.few(stream, &some, spread, workspace)?;
+            match middle {
+                Some(kernels) => self.product_of_some(stream, &some, kernels, workspace)?,
+                None => self.few(stream, &some, spread, workspace)?,
+            }
+            first += count;
         }
         Ok(())
     }
@@ -459,23 +467,14 @@ impl DeviceWeight {
         let (_, _, token_scales) = x.parts();
         let shared_rows = if rows <= 8 { 8 } else { 16 };
         let kernel = &self.kernels[usize::from(element == Element::Bf16)][usize::from(rows > 8)];
-        let units = self.units(spread.together);
-        let number = |number: usize| i32::try_from(number).expect("checked");
-        let arguments = Arguments {
-            partial: workspace.partial.at(),
-            arrived: workspace.arrived.at(),
-            together_log: number(spread.together.ilog2() as usize),
-            units_each: number(units / spread.blocks),
-            units_left: number(units % spread.blocks),
-            ..self.arguments(product)
-        };
+        let arguments = self.dealt(product, spread, workspace);
         let grid = Grid {
-            blocks: [number(spread.blocks) as u32, 1],
+            blocks: [spread.blocks as u32, 1],
             threads: THREADS,
             shared: (WARPS * TILE_CHANNELS * shared_rows * 4 + 16) as u32,
         };
         let mut uses = self.uses(product);
-        uses.extend([&workspace.partial, &workspace.arrived]);
+        uses.extend(workspace.memory());
         if let (Some(scales), Some(token_scales)) = (&self.scales, token_scales) {
             uses.push(scales);
             let arguments = IntegerArguments {
@@ -496,6 +495,20 @@ impl DeviceWeight {
         #[expect(unsafe_code, reason = "kernels trust their arguments")]
         unsafe {
             stream.launch(kernel, grid, &arguments, &uses)
+        }
+    }
+
+    /// What kernels are told of a checked product.
+    pub(super) fn dealt(&self, product: &DeviceProduct<'_>, spread: Spread, workspace: &Workspace) -> Arguments {
+        let number = |number: usize| i32::try_from(number).expect("checked");
+        let (units, [partial, arrived]) = (self.units(spread.together), workspace.memory());
+        Arguments {
+            partial: partial.at(),
+            arrived: arrived.at(),
+            together_log: number(spread.together.ilog2() as usize),
+            units_each: number(units / spread.blocks),
+            units_left: number(units % spread.blocks),
+            ..self.arguments(product)
         }
     }
 
@@ -535,9 +548,9 @@ impl DeviceWeight {
         uses.into_iter().flatten().collect()
     }
 
-    /// Whether scales belong to groups along k, and products are of 16-bit numbers.
-    pub(super) fn has_groups(&self) -> bool {
-        self.groups > 0
+    /// Of a row of a tile; 0 if scales belong to output channels, and products are of integers.
+    pub(super) fn groups(&self) -> usize {
+        self.groups
     }
 
     /// Tiles along the output channels.
@@ -556,12 +569,8 @@ impl DeviceWeight {
             let expected = format!("1 to {units}");
             return Err(DeviceError::Shape { what: "the number of blocks", found: spread.blocks, expected });
         }
-        if workspace.stream != stream.id() {
-            return Err(DeviceError::Foreign { what: "the workspace", whose: "stream" });
-        }
         let (partial, arrived) = self.workspace(spread);
-        memory(stream, "the workspace's partial sums", &workspace.partial, partial, 4)?;
-        memory(stream, "the workspace's counts", &workspace.arrived, arrived, 4)
+        workspace.check(stream, partial, arrived)
     }
 
     /// `Ok` if a kernel may trust the arguments.
@@ -602,8 +611,8 @@ impl DeviceWeight {
     }
 
     /// Bytes of partial sums, and of counts, for any number of rows.
-    fn workspace(&self, spread: Spread) -> (usize, usize) {
-        if !spread.meets(self.row_tiles, self.k_tiles) {
+    pub(super) fn workspace(&self, spread: Spread) -> (usize, usize) {
+        if !self.meets(spread) {
             return (0, 0);
         }
         let bands = self.row_tiles.div_ceil(spread.together);
@@ -611,8 +620,13 @@ impl DeviceWeight {
         (partial, 4 * bands)
     }
 
+    /// Whether blocks share a band.
+    pub(super) fn meets(&self, spread: Spread) -> bool {
+        spread.meets(self.row_tiles, self.k_tiles)
+    }
+
     /// What is dealt to blocks: see [`Spread`].
-    fn units(&self, together: usize) -> usize {
+    pub(super) fn units(&self, together: usize) -> usize {
         self.row_tiles.div_ceil(together) * self.k_tiles
     }
 }
@@ -653,31 +667,4 @@ pub(super) fn memory(
     // What is allocated begins at a multiple of 256.
     let start = memory.start();
     if start.is_multiple_of(alignment) { Ok(()) } else { Err(DeviceError::Unaligned { what, start, alignment }) }
-}
-
-impl Workspace {
-    /// For the products of these weights with any number of token rows, in `spread` or as is thought best, on one stream.
-    ///
-    /// # Errors
-    ///
-    /// If memory is short.
-    pub fn new(stream: &Stream, weights: &[&DeviceWeight], spread: Option<Spread>) -> Result<Workspace, DeviceError> {
-        let device: &Arc<Device> = stream.device();
-        let sizes = weights.iter().flat_map(|weight| {
-            let spreads = (1..=ROWS_AT_ONCE).map(|rows| spread.unwrap_or_else(|| weight.spread(rows)));
-            spreads.map(|spread| weight.workspace(spread))
-        });
-        let (partial, arrived) = sizes.fold((0, 0), |most, size| (most.0.max(size.0), most.1.max(size.1)));
-        let workspace =
-            Workspace { stream: stream.id(), partial: device.memory(partial)?, arrived: device.memory(arrived)? };
-        // Every product leaves the counts at zero, as it found them.
-        stream.fill(&workspace.arrived, 0)?;
-        stream.synchronize()?;
-        Ok(workspace)
-    }
-
-    /// Bytes that it takes.
-    pub fn bytes(&self) -> usize {
-        self.partial.bytes() + self.arrived.bytes()
-    }
 }

@@ -6,8 +6,8 @@
 //        15 14 13   12 11 10   9    8 7 6   5 4 3   2 1 0
 //       [  q 4   ] [  q 3   ] [r] [ q 2  ] [ q 1 ] [ q 0 ]
 #include "dequantize.cuh"
+#include "middle.cuh"
 #include "repack.cuh"
-#include "small.cuh"
 
 template <class T>
 struct W3;
@@ -59,13 +59,15 @@ struct W3<BF16> {
 };
 
 SMALL_KERNELS(w3a16, W3)
+MIDDLE_KERNELS(w3a16, W3)
 
 // As stored (`w3/mod.rs`): two thirds of low bits, one of high bits. Zero points are nibbles.
 struct Thirds {
     static const int WORDS = 3, WIDTH = 3, ZERO_BITS = 4;
 
-    static DEVICE u32 code(const u8* block, int group, int at) {
-        int third = group / 8, quarter = at / (2 * third), byte = at / 2 % third, b = at % 2;
+    // Of a group of 2^log.
+    static DEVICE u32 code(const u8* block, int log, int at) {
+        int third = 1 << (log - 3), quarter = at >> (log - 2), byte = at / 2 & (third - 1), b = at % 2;
         u32 low = block[quarter / 2 * third + byte] >> (2 * (quarter % 2) + 4 * b) & 3;
         u32 high = block[2 * third + byte] >> (quarter + 4 * b) & 1;
         return low | high << 2;

@@ -29,7 +29,7 @@ import zipfile
 
 KERNELS = pathlib.Path(__file__).resolve().parents[2] / "kernels"
 UNITS = {unit: KERNELS / unit / "kernel.cu" for unit in ("w2", "w3", "w4", "w4a8", "w8a8")} | {unit: KERNELS / f"cuda/{unit}.cu" for unit in ("norm", "finish")}
-HEADERS = [KERNELS / "cuda" / name for name in ("small.cuh", "integer.cuh", "dequantize.cuh", "repack.cuh", "decode.cuh", "device/arch.cuh")]
+HEADERS = [KERNELS / "cuda" / name for name in ("small.cuh", "integer.cuh", "middle.cuh", "dequantize.cuh", "repack.cuh", "decode.cuh", "device/arch.cuh")]
 ARCHIVE = KERNELS / "cuda/kernels.zip"
 COSTS = pathlib.Path(__file__).with_name("costs.json")
 OPTIONS = ["--std=c++17", "--fmad=false"]
@@ -39,6 +39,12 @@ MOST_REGISTERS = 64  # of a thread, where a kernel has no loop over tiles
 
 # Bits of the weight, token rows, for activations of 8 bits: the most instructions that a tile may cost, as below.
 INTEGER_CEILINGS = {(4, 8): (103, 103), (4, 16): (124, 120), (8, 8): (75, 75), (8, 16): (106, 91)}
+
+# Bits, type, with 64 token rows and scales applied four times a tile, as for groups of 32.
+MIDDLE_CEILINGS = {
+    (2, "f16"): (1110, 1040), (3, "f16"): (1130, 1062), (4, "f16"): (1130, 1052),
+    (2, "bf16"): (1125, 1063), (3, "bf16"): (1160, 1094), (4, "bf16"): (1165, 1099),
+}
 
 # Bits, type, token rows, group: the most instructions that a tile of 32 channels x 128 may cost a warp, with all of the loop, from
 # sm_90 on and before it. While an H200 reads a tile of w3 with groups of 128, at full speed, it has time for about 360.
@@ -261,26 +267,32 @@ def judge(name, architecture, used, code):
     path = round_of(code)
     count = collections.Counter(one[1] for one in path)
     # A tile is 8 steps of 16 along k for two halves of the channels and for the sums, and that for every 8 token rows; or 4 steps
-    # of 32 bytes for two halves.
-    products = (8 if integers else 24) * rows // 8
+    # of 32 bytes for two halves. With 64 token rows, no sums.
+    middle = rows == 64
+    products = 128 if middle else (8 if integers else 24) * rows // 8
     found = count["IMMA" if integers else "HMMA"]
     tiles, rest = divmod(found, products)
     if rest or not tiles:
         wrong.append(f"{found} tensor-core products in the loop, expected a multiple of {products}")
     cost = len(path) / max(tiles, 1)
-    ceiling = (INTEGER_CEILINGS[bits, rows] if integers else CEILINGS[bits, element, rows, group])[0 if newer else 1]
+    ceilings = INTEGER_CEILINGS[bits, rows] if integers else MIDDLE_CEILINGS[bits, element] if middle else CEILINGS[bits, element, rows, group]
+    ceiling = ceilings[0 if newer else 1]
     if cost > ceiling:
         wrong.append(f"{cost:.0f} instructions a tile, at most {ceiling}")
-    blocks = 1 if not integers and rows == 16 and (group < 128 or bits != 3) else 2  # blocks_together() in small.cuh
+    # blocks_together() in small.cuh
+    blocks = 1 if middle or not integers and rows == 16 and (group < 128 or bits != 3) else 2
     if used["registers"] > REGISTERS // (256 * blocks):
         wrong.append(f"{used['registers']} registers, for {blocks} blocks of 256 threads")
     # Weights: past the first-level cache, 16 bytes at a time; activations through it.
     loads = collections.Counter((".NA" in one[2], ".128" in one[2]) for one in path if one[1] == "LDG")
-    if loads[True, True] < bits * tiles:
+    if not middle and loads[True, True] < bits * tiles:
         wrong.append(f"{loads[True, True]} loads of 16 bytes of weights for {tiles} tiles, expected {bits} each")
-    activations = rows // (4 if integers else 2)
+    activations = 0 if middle else rows // (4 if integers else 2)
     if loads[False, True] != activations * tiles or loads[False, False]:
         wrong.append(f"{loads[False, True]} loads of activations for {tiles} tiles, expected {activations} each")
+    # With 64 token rows everything is copied to shared memory: 4 times 16 bytes of activations, and codes and scales.
+    if middle and count["LDGSTS"] != 4 + bits + 1:
+        wrong.append(f"{count['LDGSTS']} copies to shared memory, expected {4 + bits + 1}")
     if count["FMUL"]:
         wrong.append(f"{count['FMUL']} products that are not fused")
     if newer:
@@ -288,8 +300,8 @@ def judge(name, architecture, used, code):
         if "ACQBULK" not in order or "PREEXIT" not in order[: order.index("ACQBULK")]:
             wrong.append("the next kernel is not let in before this one waits")
         else:
-            early = [one for one in instructions[: order.index("ACQBULK")] if one[1] == "LDG"]
-            if len(early) < bits + (not integers) or any(".NA" not in one[2] for one in early):
+            early = [one for one in instructions[: order.index("ACQBULK")] if one[1] in ("LDG", "LDGSTS")]
+            if len(early) < bits + (not integers) or any(".NA" not in one[2] and one[1] == "LDG" for one in early):
                 wrong.append("something other than weights is loaded before the wait, or not all of a tile's are")
     return {"instructions": cost, **used}, wrong
 

@@ -211,6 +211,19 @@ impl Device {
         })
     }
 
+    /// The same for one that takes so many bytes of shared memory: more than 48 KiB have to be asked for.
+    pub(super) fn kernel_with_shared(
+        &self,
+        unit: &'static Unit,
+        name: &str,
+        bytes: usize,
+    ) -> Result<Kernel, DeviceError> {
+        let kernel = self.kernel(unit, name)?;
+        let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        let set = kernel.function.set_attribute(attribute, bytes as i32);
+        set.map_err(refused(format!("give {name} {bytes} bytes of shared memory"))).map(|()| kernel)
+    }
+
     fn with<A>(
         &self,
         unit: &'static Unit,

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use mbqc_kernels::Scheme;
 use mbqc_kernels::cuda::{
-    Device, DeviceError, DeviceProduct, DeviceRows, DeviceTokens, DeviceWeight, Element, Graph, Memory, ROWS_AT_ONCE,
-    Stream, Workspace,
+    Device, DeviceError, DeviceProduct, DeviceRows, DeviceTokens, DeviceWeight, Element, Graph, Memory, Stream,
+    Workspace,
 };
 use serde_json::{Value as Json, json};
 
@@ -31,6 +31,9 @@ const FEW: usize = 20;
 
 /// Graphs that are launched without waiting: each while the one ahead of it runs.
 const AHEAD: usize = 10;
+
+/// The most token rows of a product.
+const MOST_ROWS: usize = 64;
 
 /// Bytes of a copy that tells how fast the device's memory is.
 const COPIED: usize = 256 << 20;
@@ -59,9 +62,9 @@ pub(super) fn bench(
             "--outliers: on a device products take the same time whatever the activations".into(),
         ));
     }
-    if let Some(rows) = request.rows.iter().find(|&&rows| rows > ROWS_AT_ONCE) {
+    if let Some(rows) = request.rows.iter().find(|&&rows| rows > MOST_ROWS) {
         return Err(Error::Usage(format!(
-            "--rows {rows}: there are CUDA kernels for up to {ROWS_AT_ONCE} token rows at once; ask for fewer, or for --device cpu"
+            "--rows {rows}: products with up to {MOST_ROWS} token rows are timed on a device; ask for fewer, or for --device cpu"
         )));
     }
     let device = Device::open(ordinal)?;
@@ -83,8 +86,8 @@ pub(super) fn bench(
         };
         for &rows in &request.rows {
             let least = if share < SHORT { FEW } else { PRODUCTS.0 };
-            let graph = copies.graph(&mut stream, rows, least)?;
-            let (median, fastest) = time(&stream, &graph, share)?;
+            let (graph, products) = copies.graph(&mut stream, rows, least)?;
+            let (median, fastest) = time(&stream, &graph, products, share)?;
             let (bytes, cached) = (copies.moved(rows), copies.cached);
             timings.push(Timing { layer, rows, bytes, median, fastest, cached });
         }
@@ -125,16 +128,16 @@ impl Copies {
         let cached = count * weights[0].bytes() < CACHES * device.about().cache;
         let stride = layer.layer.k.next_multiple_of(16);
         // Half-precision numbers of either sign between 1/16 and 1/8.
-        let pattern = (0..2 * ROWS_AT_ONCE * stride).map(|i| match i % 4 {
+        let pattern = (0..2 * MOST_ROWS * stride).map(|i| match i % 4 {
             1 => 0x2c,
             3 => 0xac,
             _ => (i * 7 % 256) as u8,
         });
-        let x = device.memory(2 * ROWS_AT_ONCE * stride)?;
+        let x = device.memory(2 * MOST_ROWS * stride)?;
         stream.write(&x, &pattern.collect::<Vec<u8>>())?;
-        let scales = device.memory(4 * ROWS_AT_ONCE)?;
-        stream.write(&scales, &1f32.to_le_bytes().repeat(ROWS_AT_ONCE))?;
-        let y = device.memory(2 * ROWS_AT_ONCE * layer.layer.n)?;
+        let scales = device.memory(4 * MOST_ROWS)?;
+        stream.write(&scales, &1f32.to_le_bytes().repeat(MOST_ROWS))?;
+        let y = device.memory(2 * MOST_ROWS * layer.layer.n)?;
         Ok(Copies { weights, x, scales, y, stride, cached })
     }
 
@@ -149,7 +152,8 @@ impl Copies {
         weight.bytes() + rows * (weight.k() * if self.rounded() { 1 } else { 2 } + 2 * weight.outputs())
     }
 
-    fn graph(&self, stream: &mut Stream, rows: usize, least: usize) -> Result<Graph, DeviceError> {
+    /// A graph of so many products or more, and how many they are.
+    fn graph(&self, stream: &mut Stream, rows: usize, least: usize) -> Result<(Graph, usize), DeviceError> {
         let mut workspace = Workspace::new(stream, &[&self.weights[0]], None)?;
         let count = self.weights.len().max(least).next_multiple_of(self.weights.len());
         let x = DeviceRows { memory: &self.x, stride: self.stride };
@@ -157,7 +161,7 @@ impl Copies {
             true => DeviceTokens { codes: x, scales: &self.scales }.into(),
             false => x.into(),
         };
-        stream.record(|stream| {
+        let graph = stream.record(|stream| {
             for weight in self.weights.iter().cycle().take(count) {
                 let product = DeviceProduct {
                     x,
@@ -172,20 +176,21 @@ impl Copies {
                 weight.product(stream, &product, &mut workspace)?;
             }
             Ok(())
-        })
+        })?;
+        Ok((graph, count))
     }
 }
 
-/// Seconds for one kernel of a graph that is launched for `share` seconds: the median and the least.
-fn time(stream: &Stream, graph: &Graph, share: f64) -> Result<(f64, f64), DeviceError> {
+/// Seconds for one of the products of a graph that is launched for `share` seconds: the median and the least.
+fn time(stream: &Stream, graph: &Graph, products: usize, share: f64) -> Result<(f64, f64), DeviceError> {
     stream.seconds(graph, 1)?;
     let (begin, mut times) = (Instant::now(), Vec::new());
     while times.len() < LEAST_PASSES || begin.elapsed().as_secs_f64() < share {
         times.extend(stream.seconds(graph, if share < SHORT { 1 } else { AHEAD })?);
     }
     times.sort_by(f64::total_cmp);
-    let kernels = graph.kernels() as f64;
-    Ok((times[times.len() / 2] / kernels, times[0] / kernels))
+    let products = products as f64;
+    Ok((times[times.len() / 2] / products, times[0] / products))
 }
 
 /// Bytes per second that are read and written while memory is copied: the best of a few times.

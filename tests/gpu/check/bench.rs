@@ -152,12 +152,12 @@ pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receip
     Ok(())
 }
 
-/// Products with many token rows, in slices of what a kernel takes at once and by cuBLASLt: where the one becomes better than the
+/// Products with many token rows, by our kernels in slices of what they take at once, and by cuBLASLt: where the one becomes better than the
 /// other.
 pub(crate) fn many(device: &Arc<Device>, options: &Options, receipts: &mut Receipts) -> Result<(), DeviceError> {
     let mut stream = device.stream()?;
     println!("\nmicroseconds for a product with many rows, w3, one weight; TFLOP/s of the better");
-    println!("| k x n | rows | in slices | by cuBLASLt | TFLOP/s |");
+    println!("| k x n | rows | by our kernels | by cuBLASLt | TFLOP/s |");
     println!("|---|---|---|---|---|");
     let (sizes, many): (_, &[usize]) = match options.small {
         true => (vec![(256, 96)], &[20]),

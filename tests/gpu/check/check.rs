@@ -85,7 +85,11 @@ fn kernel(shape: &Shape) -> String {
         Element::F16 => "f16",
         Element::Bf16 => "bf16",
     };
-    format!("w{}a16_{element}_{}_g{}", shape.bits, if shape.rows <= 8 { 8 } else { 16 }, shape.group.min(128))
+    match shape.rows {
+        ..=8 => format!("w{}a16_{element}_8_g{}", shape.bits, shape.group.min(128)),
+        17.. if shape.blocks == 0 => format!("w{}a16_{element}_64", shape.bits),
+        _ => format!("w{}a16_{element}_16_g{}", shape.bits, shape.group.min(128)),
+    }
 }
 
 /// The outputs of a case; what is wrong with them goes to `faults`.
@@ -263,6 +267,16 @@ fn rows_do_not_meet(stream: &Stream, receipts: &mut Receipts, faults: &mut Vec<S
             if together.get(row * n..(row + 1) * n) != Some(&alone[..]) {
                 faults.push(format!("row {row} of {rows} is not what it is alone"));
             }
+        }
+    }
+    // Nor in the kernel for up to 64: the same rows, with others around them.
+    let some = Shape { rows: 50, blocks: 0, ..plain };
+    let own = judged(stream, &Case::new(some, number), 2, receipts, faults)?;
+    let others = Case::new(some, |row, i| number(row, i) * if row % 7 == 3 { 1.0 } else { -2.0 });
+    let others = judged(stream, &others, 2, receipts, faults)?;
+    for row in (3..50).step_by(7) {
+        if own.get(row * n..(row + 1) * n) != others.get(row * n..(row + 1) * n) {
+            faults.push(format!("row {row} of 50 is not what it is among others"));
         }
     }
     let shape = Shape { rows: 9, ..plain };

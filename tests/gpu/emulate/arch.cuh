@@ -47,6 +47,12 @@ struct Meeting {
     u64 round = 0;
 };
 
+// A copy to shared memory that is on its way.
+struct Copy {
+    u8* to;
+    u8 bytes[16];
+};
+
 struct Fiber {
     ucontext_t context;
     std::vector<char> stack;
@@ -54,6 +60,8 @@ struct Fiber {
     bool waited = false;  // for the kernels before
     const Meeting* waits = nullptr;
     u64 round = 0;
+    std::vector<Copy> copies;
+    size_t closed = 0;  // of the copies
 };
 
 static std::mt19937_64 random_numbers;
@@ -132,6 +140,8 @@ static void launch(int blocks_x, int blocks_y, int threads, size_t shared_bytes,
             fiber.stack.resize(256 << 10);
             fiber.done = fiber.waited = false;
             fiber.waits = nullptr;
+            fiber.copies.clear();
+            fiber.closed = 0;
             getcontext(&fiber.context);
             fiber.context.uc_stack.ss_sp = fiber.stack.data();
             fiber.context.uc_stack.ss_size = fiber.stack.size();
@@ -227,6 +237,47 @@ DEVICE Words load_activations(const u16* at) {
     Words words;
     memcpy(&words, at, 16);
     return words;
+}
+
+// What is there before the wait is garbage.
+DEVICE void copy_weights_later(u8* to, const u8* from, int count = 16) {
+    emulated::aligned(to, 16);
+    emulated::aligned(from, 16);
+    memset(to, 0xff, 16);
+    emulated::Copy copy = {to, {}};
+    memcpy(copy.bytes, from, count);
+    emulated::fibers[emulated::current].copies.push_back(copy);
+}
+
+DEVICE void copy_later(u8* to, const u16* from, int count) {
+    emulated::after_wait();
+    copy_weights_later(to, (const u8*)from, count);
+}
+
+DEVICE void close_copies() {
+    emulated::Fiber& fiber = emulated::fibers[emulated::current];
+    fiber.closed = fiber.copies.size();
+}
+
+DEVICE void wait_for_copies() {
+    emulated::Fiber& fiber = emulated::fibers[emulated::current];
+    for (size_t i = 0; i < fiber.closed; i++) memcpy(fiber.copies[i].to, fiber.copies[i].bytes, 16);
+    fiber.copies.erase(fiber.copies.begin(), fiber.copies.begin() + fiber.closed);
+    fiber.closed = 0;
+}
+
+DEVICE Words load_shared(const u8* at) {
+    emulated::aligned(at, 16);
+    Words words;
+    memcpy(&words, at, 16);
+    return words;
+}
+
+DEVICE u32 load_shared_word(const u8* at) {
+    emulated::aligned(at, 4);
+    u32 word;
+    memcpy(&word, at, 4);
+    return word;
 }
 
 DEVICE void store_partial(float* at, float value) {

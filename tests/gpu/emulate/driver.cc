@@ -68,6 +68,8 @@ size_t size_of(const char* image) {
     return sections + (size_t)size * count;
 }
 
+std::map<const Entry*, int> shared_allowed;
+
 }  // namespace
 
 API cuDriverGetVersion(int* version) { return *version = (int)setting("FAKE_CUDA_VERSION", 13000), SUCCESS; }
@@ -190,11 +192,17 @@ API cuModuleGetFunction(const Entry** function, Module* module, const char* name
     bool there = module->image.find(text + '\0') != std::string::npos || module->image.find(text + '(') != std::string::npos;
     return *function && there ? SUCCESS : NOT_FOUND;
 }
+// The only one there is: the most dynamic shared memory that a kernel may be launched with, where it is more than 48 KiB.
+API cuFuncSetAttribute(const Entry* entry, int attribute, int value) {
+    if (attribute != 8 || value < 0 || value > 99 << 10) return INVALID_VALUE;
+    return shared_allowed[entry] = value, SUCCESS;
+}
 API cuLaunchKernelEx(const Config* config, const Entry* entry, void** parameters, void**) {
     Config copy = *config;
     static u64 seed;
     if ((int)copy.block[0] != entry->threads || copy.block[1] != 1 || copy.grid[2] != 1 || (int)copy.shared != entry->shared)
         return INVALID_VALUE;
+    if (copy.shared > 48 << 10 && (int)copy.shared > shared_allowed[entry]) return INVALID_VALUE;
     auto arguments = std::make_shared<std::vector<char>>((char*)parameters[0], (char*)parameters[0] + entry->bytes);
     put(config->stream, [=] {
         emulated::launch(copy.grid[0], copy.grid[1], copy.block[0], std::max(16u, copy.shared), seed++, [&] { entry->run(arguments->data()); });

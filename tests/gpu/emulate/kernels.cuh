@@ -31,10 +31,16 @@ static void run_kernel(const void* arguments) {
     BYTES_ENTRY(name, f16, 8), BYTES_ENTRY(name, f16, 16), BYTES_ENTRY(name, bf16, 8), BYTES_ENTRY(name, bf16, 16)
 #define DEQUANTIZE_ENTRIES(name) \
     ENTRY(name##_dequantize_f16, Dequantize, 128, 0), ENTRY(name##_dequantize_bf16, Dequantize, 128, 0)
+#define MIDDLE_ENTRIES(name, Weight)                                \
+    ENTRY(name##_f16_64, Middle, 256, middle_shared<Weight<F16>>()), \
+    ENTRY(name##_bf16_64, Middle, 256, middle_shared<Weight<BF16>>())
 static const Entry KERNELS[] = {
     ENTRIES(w2a16),
     ENTRIES(w3a16),
     ENTRIES(w4a16),
+    MIDDLE_ENTRIES(w2a16, W2),
+    MIDDLE_ENTRIES(w3a16, W3),
+    MIDDLE_ENTRIES(w4a16, W4),
     BYTES_ENTRIES(w4a8),
     BYTES_ENTRIES(w8a8),
     DEQUANTIZE_ENTRIES(w2),
