@@ -32,6 +32,7 @@ mod images;
 mod middle;
 mod norm;
 mod prefill;
+mod rows;
 mod spread;
 mod tiles;
 mod weight;

@@ -106,9 +106,7 @@ pub enum DeviceError {
         what: &'static str,
     },
     /// A weight that is multiplied in integers was to become 16-bit numbers.
-    #[error(
-        "{format} is multiplied in integers and has no 16-bit numbers on a device; `product` takes it, with any number of token rows"
-    )]
+    #[error("{format} is multiplied in integers and has no 16-bit numbers on a device; products take it as it is")]
     NoGroups {
         /// Name of the format.
         format: &'static str,

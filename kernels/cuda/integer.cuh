@@ -5,6 +5,7 @@
 //   tile: 32 channels x 128 along k, [WORDS x 512 bytes of codes]
 //   a lane (g = lane / 4, t = lane % 4) has rows g, g + 8, g + 16, g + 24 and, of every 64 along k, the sixteen from 16 t on
 #pragma once
+#include "dequantize.cuh"
 #include "small.cuh"
 
 // The arguments of a kernel, launched as those of `small.cuh`. Of `few`, x is null; its x_stride is that of the codes, in bytes.
@@ -98,6 +99,37 @@ DEVICE void integers(const Integer& a) {
         sync();
     }
 }
+
+// Codes back to rows of signed bytes (`Weight::whole` makes the sums of what they are), for products with many token rows; zeros behind
+// k, up to sixteen. Launched as `dequantize`; w is of bytes, its stride a multiple of 16.
+template <class Weight>
+DEVICE void codes(const Dequantize& a) {
+    wait_for_earlier();
+    let_next_start();
+    const int WORDS = Weight::WORDS;
+    int lane = thread() % 32, quarter = thread() / 32, tile_row = a.first + block_y();
+    const u8* tile = a.tiles + ((u64)tile_row * a.k_tiles + block_x()) * (512 * WORDS);
+    u32 words[WORDS], bytes[8];
+#pragma unroll
+    for (int i = 0; i < WORDS; i++) {
+        int word = WORDS * quarter + i;
+        words[i] = *(const u32*)(tile + 512 * (word / 4) + 16 * lane + 4 * (word % 4));
+    }
+    Weight::bytes(words, bytes);
+    int channels = a.gated ? a.n / 2 : a.n, k = 128 * block_x() + 64 * (quarter % 2) + 16 * (lane % 4);
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        int row = 16 * (quarter / 2) + 8 * half + lane / 4;
+        int own = a.gated ? 16 * tile_row + row % 16 : 32 * tile_row + row;
+        if (own >= channels || k >= a.k) continue;
+        u8* to = (u8*)a.w + ((u64)32 * block_y() + row) * a.stride + k;
+        *(Words*)to = {{bytes[half], bytes[2 + half], bytes[4 + half], bytes[6 + half]}};
+    }
+}
+
+// {name}_codes
+#define CODES_KERNEL(name, Weight) \
+    KERNEL(name##_codes, 128, 4)(const Dequantize arguments) { codes<Weight>(arguments); }
 
 // {name}_{type}_{token rows}
 #define INTEGER_KERNEL(name, type, T, Weight, rows) \

@@ -1,13 +1,13 @@
-//! Products with many token rows: a slab of the weight becomes 16-bit numbers, which the second-level cache holds while cuBLASLt
-//! multiplies by them.
+//! Products with many token rows: a slab of the weight becomes 16-bit numbers, or bytes where activations are bytes, which the
+//! second-level cache holds while cuBLASLt multiplies by them.
 
 use std::sync::Arc;
 
-use super::driver::{Blas, Device, Grid, Kernel, Memory, Stream, Sums};
+use super::driver::{Blas, Device, Grid, Kernel, Memory, Number, Stream, Sums};
 use super::error::DeviceError;
 use super::images::Unit;
 use super::tiles::TILE_CHANNELS;
-use super::weight::{Arguments, DeviceProduct, DeviceRows, DeviceWeight, Element};
+use super::weight::{Arguments, DeviceProduct, DeviceRows, DeviceWeight, Element, IntegerArguments};
 
 /// Where the kernel is that follows cuBLASLt.
 pub(super) static UNIT: Unit = Unit { name: "finish", source: include_str!("finish.cu") };
@@ -28,6 +28,7 @@ pub struct Prefill {
     slab: Memory,
     sums: Memory,
     finish: [Kernel; 2],
+    finish_integers: [Kernel; 2],
 }
 
 /// The one parameter of a kernel: `Finish` in `finish.cu`.
@@ -39,10 +40,29 @@ struct FinishArguments {
     stride: i32,
 }
 
+/// The one parameter of a kernel: `FinishIntegers` in `finish.cu`.
+#[repr(C)]
+struct FinishIntegerArguments {
+    of: IntegerArguments,
+    sums: u64,
+    first: i32,
+    stride: i32,
+    times: i32,
+}
+
+/// Bytes of a number of a slab.
+fn size(weight: &DeviceWeight) -> usize {
+    if weight.scales().is_some() { 1 } else { 2 }
+}
+
+/// Numbers from one row of a slab to the next.
+fn row(weight: &DeviceWeight) -> usize {
+    weight.k().next_multiple_of(16 / size(weight))
+}
+
 /// Rows of tiles of a slab.
 fn height(weight: &DeviceWeight) -> usize {
-    let row = 2 * TILE_CHANNELS * weight.k().next_multiple_of(8);
-    (SLAB / row).clamp(1, weight.row_tiles())
+    (SLAB / (size(weight) * TILE_CHANNELS * row(weight))).clamp(1, weight.row_tiles())
 }
 
 impl Prefill {
@@ -55,14 +75,16 @@ impl Prefill {
         let device: &Arc<Device> = stream.device();
         let blas = Blas::new(device)?;
         let channels = |weight: &&DeviceWeight| TILE_CHANNELS * height(weight);
-        let slab = weights.iter().map(|weight| 2 * channels(weight) * weight.k().next_multiple_of(8)).max();
+        let slab = weights.iter().map(|weight| size(weight) * channels(weight) * row(weight)).max();
         let sums = weights.iter().map(|weight| 4 * channels(weight)).max();
         let (slab, sums) = (device.memory(slab.unwrap_or(0))?, device.memory(sums.unwrap_or(0).saturating_mul(rows))?);
         // Channels that a weight does not have are multiplied too, and left alone.
         stream.fill(&slab, 0)?;
         stream.synchronize()?;
         let finish = [device.kernel(&UNIT, "finish_f16")?, device.kernel(&UNIT, "finish_bf16")?];
-        Ok(Prefill { stream: stream.id(), rows, blas, slab, sums, finish })
+        let integers = |element| device.kernel(&UNIT, &format!("finish_integers_{element}"));
+        let finish_integers = [integers("f16")?, integers("bf16")?];
+        Ok(Prefill { stream: stream.id(), rows, blas, slab, sums, finish, finish_integers })
     }
 
     /// Bytes that it takes, without what cuBLASLt uses.
@@ -73,11 +95,12 @@ impl Prefill {
 
 impl DeviceWeight {
     /// Puts `y = x W^T` into the stream, as [`DeviceWeight::product`] does (a spread means nothing here), in time that many token rows
-    /// are worth. Weights are rounded to the element of the product, and the order of sums is cuBLASLt's.
+    /// are worth. Weights are rounded to the element of the product, and the order of sums is cuBLASLt's; where activations are bytes,
+    /// sums are exact.
     ///
     /// # Errors
     ///
-    /// As for [`DeviceWeight::product`]; if there are more rows than `prefill` was made for, or weights have no groups.
+    /// As for [`DeviceWeight::product`]; if there are more rows than `prefill` was made for.
     pub fn product_of_many(
         &self,
         stream: &Stream,
@@ -88,9 +111,6 @@ impl DeviceWeight {
         if rows == 0 {
             return Ok(());
         }
-        if self.groups() == 0 {
-            return Err(DeviceError::NoGroups { format: self.format().name });
-        }
         if prefill.stream != stream.id() {
             return Err(DeviceError::Foreign { what: "the memory of a product of many rows", whose: "stream" });
         }
@@ -100,45 +120,60 @@ impl DeviceWeight {
             return Err(DeviceError::Shape { what: "the number of token rows", found: rows, expected });
         }
         self.check(stream, product)?;
-        let (x, ..) = product.x.parts();
-        let stride = self.k().next_multiple_of(8);
+        let (x, size, token_scales) = product.x.parts();
+        let stride = row(self);
+        let number = match (size, element) {
+            (1, _) => Number::I8,
+            (_, Element::F16) => Number::F16,
+            (_, Element::Bf16) => Number::Bf16,
+        };
         let (slab, sums) = (prefill.slab.bytes(), prefill.sums.bytes());
         let channels = TILE_CHANNELS * height(self);
-        if slab < 2 * channels * stride || sums < 4 * channels * rows {
-            let expected = format!("{} bytes for a slab; name the weight beforehand", 2 * channels * stride);
+        if slab < size * channels * stride || sums < 4 * channels * rows {
+            let expected = format!("{} bytes for a slab; name the weight beforehand", size * channels * stride);
             return Err(DeviceError::Shape { what: "the memory of a product of many rows", found: slab, expected });
         }
         for first in (0..self.row_tiles()).step_by(height(self)) {
             let last = self.row_tiles().min(first + height(self));
             let channels = TILE_CHANNELS * (last - first);
-            self.dequantize(stream, first..last, element, DeviceRows { memory: &prefill.slab, stride })?;
+            self.to_rows(stream, first..last, element, DeviceRows { memory: &prefill.slab, stride })?;
             let multiplied = Sums {
-                element,
+                number,
                 rows,
                 n: channels,
-                k: self.k(),
+                // Whole groups of 16 bytes: behind k, weights of the slab are zeros.
+                k: if number == Number::I8 { stride } else { self.k() },
                 x: x.memory,
                 x_stride: x.stride,
                 w: &prefill.slab,
                 w_stride: stride,
                 sums: &prefill.sums,
             };
-            let arguments = FinishArguments {
-                few: self.arguments(product),
-                sums: prefill.sums.at(),
-                first: first as i32,
-                stride: channels as i32,
-            };
+            let (few, at, by) = (self.arguments(product), first as i32, usize::from(element == Element::Bf16));
             let grid = Grid { blocks: [(last - first) as u32, rows.div_ceil(8) as u32], threads: 256, shared: 0 };
             let mut uses = self.uses(product);
             uses.push(&prefill.sums);
             // SAFETY: `check` has seen that x and y are as large as they have to be, the slab and the sums were looked at above;
-            // `FinishArguments` is the parameter of the kernels, field by field.
+            // the arguments are the parameters of the kernels, field by field.
             #[expect(unsafe_code, reason = "kernels trust their arguments")]
             unsafe {
                 prefill.blas.multiply(stream, &multiplied)?;
-                let finish = &prefill.finish[usize::from(element == Element::Bf16)];
-                stream.launch(finish, grid, &arguments, &uses)?;
+            }
+            let sums = prefill.sums.at();
+            #[expect(unsafe_code, reason = "as above")]
+            if let (Some(scales), Some(token_scales)) = (self.scales(), token_scales) {
+                uses.push(scales);
+                let (token_scales, scales) = (token_scales.at(), scales.at());
+                let of = IntegerArguments { few, codes: 0, token_scales, scales };
+                // Codes of fewer bits are in the upper bits of bytes.
+                let times = 1 << (8 - self.format().bits);
+                let arguments = FinishIntegerArguments { of, sums, first: at, stride: channels as i32, times };
+                // SAFETY: as above.
+                unsafe { stream.launch(&prefill.finish_integers[by], grid, &arguments, &uses)? };
+            } else {
+                let arguments = FinishArguments { few, sums, first: at, stride: channels as i32 };
+                // SAFETY: as above.
+                unsafe { stream.launch(&prefill.finish[by], grid, &arguments, &uses)? };
             }
         }
         Ok(())

@@ -3,8 +3,8 @@
 #pragma once
 #include "arch.cuh"
 
-// The arguments of a kernel, which is launched with a grid of (k_tiles, ceil(n / 32)) blocks of 128 threads. Pointers are device
-// memory; zero points were looked at, each is a code.
+// The arguments of a kernel, which is launched with a grid of (k_tiles, ceil(n / 32)) blocks of 128 threads and `repack_shared` bytes of
+// dynamic shared memory. Pointers are device memory; zero points were looked at, each is a code.
 struct Repack {
     const u8* codes;        // [n, groups, group * bits / 8]
     const void* scales;     // [n, groups], of `scale_type`
@@ -50,6 +50,11 @@ DEVICE u32 scale_word(float scale, u32 zero_point) {
 }
 
 template <class Stored>
+DEVICE constexpr int repack_shared() {
+    return 128 * 4 * Stored::WORDS;
+}
+
+template <class Stored>
 DEVICE void repack(const Repack& a) {
     let_next_start();
     wait_for_earlier();
@@ -63,10 +68,11 @@ DEVICE void repack(const Repack& a) {
     int first = (a.gated ? 16 : 32) * tile_row, block_bytes = a.group / 8 * Stored::WIDTH;
     // Groups are powers of two: 2^5 to 2^8.
     int log = a.group >= 128 ? 7 + a.group / 256 : a.group / 32 + 4;
-    u32 words[WORDS];
+    // A thread's own: in shared memory, as registers are not numbered.
+    u32(&words)[WORDS] = ((u32(*)[WORDS])shared_memory())[thread()];
 #pragma unroll
     for (int i = 0; i < WORDS; i++) words[i] = 0;
-#pragma unroll
+#pragma unroll 1
     for (int pair = 0; pair < 16; pair++) {
 #pragma unroll 1
         for (int half = 0; half < 2; half++) {

@@ -1,12 +1,12 @@
 //! Weights on a device, and products with few token rows.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use super::driver::{Device, Grid, Kernel, Memory, Stream};
 use super::error::DeviceError;
 use super::middle::{MIDDLE_ROWS, Middle};
 use super::norm::DeviceTokens;
+use super::rows::ToRows;
 use super::spread::Spread;
 use super::tiles::{Geometry, TILE_CHANNELS, TILE_K, Tiles};
 use super::workspace::Workspace;
@@ -60,8 +60,7 @@ pub struct DeviceWeight {
     scales: Option<Memory>,
     /// By element, and for 8 or 16 token rows.
     kernels: [[Kernel; 2]; 2],
-    /// By element; of formats that have groups.
-    dequantize: Option<[Kernel; 2]>,
+    pub(super) to_rows: ToRows,
     /// Of formats that have groups.
     pub(super) middle: Option<Middle>,
 }
@@ -173,27 +172,13 @@ pub(super) struct Arguments {
     single: i32,
 }
 
-/// The one parameter of a kernel: `Dequantize` in `dequantize.cuh`.
-#[repr(C)]
-struct DequantizeArguments {
-    tiles: u64,
-    w: u64,
-    first: i32,
-    n: i32,
-    k: i32,
-    k_tiles: i32,
-    groups: i32,
-    stride: i32,
-    gated: i32,
-}
-
 /// The one parameter of a kernel: `Integer` in `integer.cuh`.
 #[repr(C)]
-struct IntegerArguments {
-    few: Arguments,
-    codes: u64,
-    token_scales: u64,
-    scales: u64,
+pub(super) struct IntegerArguments {
+    pub(super) few: Arguments,
+    pub(super) codes: u64,
+    pub(super) token_scales: u64,
+    pub(super) scales: u64,
 }
 
 impl DeviceWeight {
@@ -229,12 +214,7 @@ impl DeviceWeight {
         };
         let both = |element| Ok::<_, DeviceError>([kernel(element, 8)?, kernel(element, 16)?]);
         let kernels = [both(Element::F16)?, both(Element::Bf16)?];
-        let dequantize =
-            |element: Element| device.kernel(layout.unit, &format!("{}_dequantize_{}", format.name, element.name()));
-        let dequantize = match geometry.groups {
-            0 => None,
-            _ => Some([dequantize(Element::F16)?, dequantize(Element::Bf16)?]),
-        };
+        let to_rows = ToRows::load(device, layout.unit, format.name, geometry.groups > 0)?;
         let Geometry { row_tiles, k_tiles, groups, .. } = geometry;
         let tile = geometry.bytes() / (row_tiles * k_tiles);
         let middle = match groups {
@@ -255,7 +235,7 @@ impl DeviceWeight {
             spreads,
             scales: None,
             kernels,
-            dequantize,
+            to_rows,
             middle,
         };
         if geometry.groups == 0 {
@@ -300,7 +280,9 @@ impl DeviceWeight {
             gated: i32::from(gated),
         };
         let repack = device.kernel(layout.unit, &format!("{}_repack", format.name))?;
-        let grid = Grid { blocks: [k_tiles as u32, row_tiles as u32], threads: 128, shared: 0 };
+        // A word for each thread and bit of a code.
+        let shared = (tile - 4 * TILE_CHANNELS * weight.groups) as u32;
+        let grid = Grid { blocks: [k_tiles as u32, row_tiles as u32], threads: 128, shared };
         let uses = [Some(&codes), Some(&scales), zero_points.as_ref(), Some(&weight.tiles)];
         let uses: Vec<&Memory> = uses.into_iter().flatten().collect();
         // SAFETY: `Repack` is the parameter of these kernels, field by field; the parts are as long as the shape says, which
@@ -324,50 +306,6 @@ impl DeviceWeight {
         stream.copy(&self.tiles, &tiles)?;
         stream.synchronize()?;
         Ok(DeviceWeight { tiles, ..self.clone() })
-    }
-
-    /// Puts into the stream what the codes of some rows of tiles stand for: `s (q - z)`, rounded once, `[32 rows.len(), k]`. With a
-    /// gate, a row of tiles is 16 channels of it above the 16 they are multiplied by. Rows of channels that there are not stay as
-    /// they were, as do columns behind the eight that k ends in.
-    ///
-    /// # Errors
-    ///
-    /// If the format has no groups, there are no such rows of tiles, or memory is too small, not aligned or another device's.
-    pub fn dequantize(
-        &self,
-        stream: &Stream,
-        rows: Range<usize>,
-        element: Element,
-        w: DeviceRows<'_>,
-    ) -> Result<(), DeviceError> {
-        let kernels = self.dequantize.as_ref().ok_or(DeviceError::NoGroups { format: self.format.name })?;
-        if rows.is_empty() || rows.end > self.row_tiles {
-            let expected = format!("up to {}, behind the first", self.row_tiles);
-            return Err(DeviceError::Shape { what: "the last row of tiles", found: rows.end, expected });
-        }
-        stream.own("the weight", &self.tiles)?;
-        stride("the stride of the numbers", w.stride, self.k.next_multiple_of(8), 8, 1)?;
-        memory(stream, "the numbers", w.memory, 2 * TILE_CHANNELS * rows.len() * w.stride, 16)?;
-        let number = |number: usize| i32::try_from(number).expect("checked");
-        let arguments = DequantizeArguments {
-            tiles: self.tiles.at(),
-            w: w.memory.at(),
-            first: number(rows.start),
-            n: number(self.n),
-            k: number(self.k),
-            k_tiles: number(self.k_tiles),
-            groups: number(self.groups),
-            stride: number(w.stride),
-            gated: i32::from(self.gated),
-        };
-        let grid = Grid { blocks: [self.k_tiles as u32, rows.len() as u32], threads: 128, shared: 0 };
-        // SAFETY: `DequantizeArguments` is the parameter of these kernels, field by field; the numbers have room, and what is
-        // used is in the list.
-        #[expect(unsafe_code, reason = "kernels trust their arguments")]
-        unsafe {
-            let kernel = &kernels[usize::from(element == Element::Bf16)];
-            stream.launch(kernel, grid, &arguments, &[&self.tiles, w.memory])
-        }
     }
 
     /// Its format.
@@ -553,9 +491,29 @@ impl DeviceWeight {
         self.groups
     }
 
+    /// Output channels: those of a gate and those that it multiplies.
+    pub(super) fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Whether it is `[gate; up]`.
+    pub(super) fn gated(&self) -> bool {
+        self.gated
+    }
+
+    /// Scales of the output channels, if they do not belong to groups.
+    pub(super) fn scales(&self) -> Option<&Memory> {
+        self.scales.as_ref()
+    }
+
     /// Tiles along the output channels.
     pub(super) fn row_tiles(&self) -> usize {
         self.row_tiles
+    }
+
+    /// Tiles along the input channels.
+    pub(super) fn k_tiles(&self) -> usize {
+        self.k_tiles
     }
 
     /// `Ok` if the product is dealt out in a way that there is, and the workspace is large enough.

@@ -18,3 +18,4 @@ struct W4Bytes {
 };
 
 INTEGER_KERNELS(w4a8, W4Bytes)
+CODES_KERNEL(w4a8, W4Bytes)

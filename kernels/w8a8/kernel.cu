@@ -14,3 +14,4 @@ struct W8Bytes {
 };
 
 INTEGER_KERNELS(w8a8, W8Bytes)
+CODES_KERNEL(w8a8, W8Bytes)

@@ -8,7 +8,6 @@ use cudarc::cublaslt::sys;
 
 use super::{Device, Memory, Stream};
 use crate::cuda::error::DeviceError;
-use crate::cuda::weight::Element;
 
 /// What the library may use besides, as NVIDIA recommends for Hopper.
 const WORKSPACE: usize = 32 << 20;
@@ -37,11 +36,22 @@ impl Drop for Blas {
     }
 }
 
-/// A product `sums = x w^T`, all in a device's memory: `x: [rows, k]`, `w: [n, k]`, 16-bit numbers of one element; `sums: [rows, n]`,
-/// f32, without gaps.
+/// What is multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Number {
+    /// Half precision; sums are f32.
+    F16,
+    /// bfloat16; sums are f32.
+    Bf16,
+    /// Signed bytes; sums are 32-bit integers. All of `n`, `k` and strides are multiples of 16.
+    I8,
+}
+
+/// A product `sums = x w^T`, all in a device's memory: `x: [rows, k]`, `w: [n, k]`, of one kind of number; `sums: [rows, n]`, without
+/// gaps.
 #[derive(Clone, Copy)]
 pub(crate) struct Sums<'a> {
-    pub(crate) element: Element,
+    pub(crate) number: Number,
     pub(crate) rows: usize,
     pub(crate) n: usize,
     pub(crate) k: usize,
@@ -100,21 +110,22 @@ impl Blas {
     /// The memory has to be as large as the shapes say. Rows of x and w begin at multiples of 16 bytes.
     pub(crate) unsafe fn multiply(&self, stream: &Stream, product: &Sums<'_>) -> Result<(), DeviceError> {
         stream.device.bind()?;
-        let &Sums { element, rows, n, k, x, x_stride, w, w_stride, sums } = product;
-        let number = match element {
-            Element::F16 => sys::cudaDataType_t::CUDA_R_16F,
-            Element::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
+        let &Sums { number, rows, n, k, x, x_stride, w, w_stride, sums } = product;
+        use sys::{cublasComputeType_t as Compute, cudaDataType_t as Type};
+        let (kind, sum, compute) = match number {
+            Number::F16 => (Type::CUDA_R_16F, Type::CUDA_R_32F, Compute::CUBLAS_COMPUTE_32F),
+            Number::Bf16 => (Type::CUDA_R_16BF, Type::CUDA_R_32F, Compute::CUBLAS_COMPUTE_32F),
+            Number::I8 => (Type::CUDA_R_8I, Type::CUDA_R_32I, Compute::CUBLAS_COMPUTE_32I),
         };
-        let single = sys::cudaDataType_t::CUDA_R_32F;
         // Columns first, as the library counts: sums^T [n, rows] = w [n, k] x^T [k, rows].
         let layout = |kind, rows: usize, columns: usize, stride: usize| {
             let layout = result::create_matrix_layout(kind, rows as u64, columns as u64, stride as i64);
             layout.map(|layout| Owned(layout, result::destroy_matrix_layout)).map_err(refused("describe a matrix"))
         };
-        let a = layout(number, k, n, w_stride)?;
-        let b = layout(number, k, rows, x_stride)?;
-        let d = layout(single, n, rows, n)?;
-        let product = result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, single);
+        let a = layout(kind, k, n, w_stride)?;
+        let b = layout(kind, k, rows, x_stride)?;
+        let d = layout(sum, n, rows, n)?;
+        let product = result::create_matmul_desc(compute, sum);
         let product = Owned(product.map_err(refused("describe a product"))?, result::destroy_matmul_desc);
         let transposed = 1i32;
         let attribute = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA;
@@ -144,7 +155,9 @@ impl Blas {
         let chosen =
             unsafe { result::get_matmul_algo_heuristic(self.handle, product.0, a.0, b.0, d.0, d.0, preference.0) };
         let chosen = chosen.map_err(refused("find a way to multiply"))?;
-        let (one, zero) = (1f32, 0f32);
+        // Of the type of the sums.
+        let one = if number == Number::I8 { 1u32 } else { 1f32.to_bits() };
+        let zero = 0u32;
         let sums_at = sums.at() as *mut c_void;
         // SAFETY: the memory is as large as the descriptions say by this function's contract, and lives on: freeing it waits for
         // the device, and a recording keeps it.

@@ -156,22 +156,28 @@ pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receip
 /// other.
 pub(crate) fn many(device: &Arc<Device>, options: &Options, receipts: &mut Receipts) -> Result<(), DeviceError> {
     let mut stream = device.stream()?;
-    println!("\nmicroseconds for a product with many rows, w3, one weight; TFLOP/s of the better");
-    println!("| k x n | rows | by our kernels | by cuBLASLt | TFLOP/s |");
-    println!("|---|---|---|---|---|");
+    println!("\nmicroseconds for a product with many rows, one weight; TFLOP/s of the better");
+    println!("| format | k x n | rows | by our kernels | by cuBLASLt | TFLOP/s |");
+    println!("|---|---|---|---|---|---|");
     let (sizes, many): (_, &[usize]) = match options.small {
         true => (vec![(256, 96)], &[20]),
         false => (vec![(3584, 3584), (3584, 18944)], &[32, 64, 128, 256, 512, 1024, 2048, 4096]),
     };
-    for (k, n) in sizes {
-        let layer = Layer::new(&stream, "w3", (k, n), 0)?;
+    for (format, (k, n)) in
+        ["w3", "w4", "w4a8", "w8a8"].into_iter().flat_map(|format| sizes.iter().map(move |&size| (format, size)))
+    {
+        let layer = Layer::new(&stream, format, (k, n), 0)?;
         let weight = &layer.weights[0];
         let mut workspace = Workspace::new(&stream, &[weight], None)?;
         for &rows in many {
             let (x, y) = (device.memory(2 * rows * k)?, device.memory(2 * rows * n)?);
+            let scales = device.memory(4 * rows)?;
             stream.fill(&x, 0x2c)?;
+            stream.fill(&scales, 0x2c)?;
+            let rows_of_x = DeviceRows { memory: &x, stride: k };
+            let rounded = weight.format().scheme == Scheme::WeightActivation;
             let product = DeviceProduct {
-                x: DeviceRows { memory: &x, stride: k }.into(),
+                x: if rounded { DeviceTokens { codes: rows_of_x, scales: &scales }.into() } else { rows_of_x.into() },
                 rows,
                 element: mbqc_kernels::cuda::Element::F16,
                 bias: None,
@@ -201,12 +207,15 @@ pub(crate) fn many(device: &Arc<Device>, options: &Options, receipts: &mut Recei
             let blas = whole(&graph, &stream)?;
             let best = sliced.map_or(blas, |sliced| sliced.min(blas));
             println!(
-                "| {k} x {n} | {rows} | {} | {:.1} | {:.0} |",
+                "| {format} | {k} x {n} | {rows} | {} | {:.1} | {:.0} |",
                 sliced.map_or("-".to_owned(), |sliced| format!("{:.1}", 1e6 * sliced)),
                 1e6 * blas,
                 2.0 * (rows * k * n) as f64 / best / 1e12
             );
-            receipts.time("finish", json!({"k": k, "n": n, "rows": rows, "sliced": sliced, "blas": blas}));
+            receipts.time(
+                "finish",
+                json!({"format": format, "k": k, "n": n, "rows": rows, "sliced": sliced, "blas": blas}),
+            );
         }
     }
     Ok(())

@@ -6,7 +6,8 @@ use crate::receipt::Receipts;
 use crate::support::{Random, codes_of};
 use mbqc_kernels::affine::Codes;
 use mbqc_kernels::cuda::{
-    Device, DeviceError, DeviceProduct, DeviceRows, DeviceTokens, DeviceWeight, Element, Spread, Stream, Workspace,
+    Device, DeviceError, DeviceProduct, DeviceRows, DeviceTokens, DeviceWeight, Element, Prefill, Spread, Stream,
+    Workspace,
 };
 use mbqc_kernels::{FORMATS, Format, Scheme};
 use std::sync::Arc;
@@ -137,37 +138,52 @@ fn judged(stream: &Stream, shape: &Shape, runs: usize) -> Result<Result<(), Stri
         let sum = sum(&weight_codes, channel, &x[row * stride..][..k]);
         sum as f32 * (weight_codes.scales[channel] * scales[row]) + value(element, bias[channel])
     };
-    for (i, bytes) in first.chunks(size).enumerate() {
-        let (row, j) = (i / y_stride, i % y_stride);
-        let found = match *bytes {
-            [a, b] => value(element, u16::from_le_bytes([a, b])),
-            [a, b, c, d] => f32::from_le_bytes([a, b, c, d]),
-            _ => unreachable!("two bytes or four"),
-        };
-        if j >= outputs {
-            if bytes.iter().any(|&byte| byte != 0xff) {
-                return Ok(Err(format!("something is written behind row {row}")));
+    let compare = |y: &[u8]| -> Result<(), String> {
+        for (i, bytes) in y.chunks(size).enumerate() {
+            let (row, j) = (i / y_stride, i % y_stride);
+            let found = match *bytes {
+                [a, b] => value(element, u16::from_le_bytes([a, b])),
+                [a, b, c, d] => f32::from_le_bytes([a, b, c, d]),
+                _ => unreachable!("two bytes or four"),
+            };
+            if j >= outputs {
+                if bytes.iter().any(|&byte| byte != 0xff) {
+                    return Err(format!("something is written behind row {row}"));
+                }
+                continue;
             }
-            continue;
+            let gate = own(row, j);
+            let mut wanted = gate;
+            if gated {
+                wanted = gate / (1.0 + (-gate).exp()) * own(row, n / 2 + j);
+            }
+            if residual {
+                wanted += value(element, others[row * y_stride + j]);
+            }
+            if !single {
+                wanted = value(element, bits(element, wanted));
+            }
+            // A device's exponential is not the host's.
+            let most = if gated { 1e-5 * wanted.abs() + 1e-6 * gate.abs() } else { 0.0 };
+            if (found - wanted).abs() > most || found.is_nan() {
+                return Err(format!("output {j} of row {row} is {found}, not {wanted}"));
+            }
         }
-        let gate = own(row, j);
-        let mut wanted = gate;
-        if gated {
-            wanted = gate / (1.0 + (-gate).exp()) * own(row, n / 2 + j);
-        }
-        if residual {
-            wanted += value(element, others[row * y_stride + j]);
-        }
-        if !single {
-            wanted = value(element, bits(element, wanted));
-        }
-        // A device's exponential is not the host's.
-        let most = if gated { 1e-5 * wanted.abs() + 1e-6 * gate.abs() } else { 0.0 };
-        if (found - wanted).abs() > most || found.is_nan() {
-            return Ok(Err(format!("output {j} of row {row} is {found}, not {wanted}")));
-        }
+        Ok(())
+    };
+    if let Err(fault) = compare(&first) {
+        return Ok(Err(fault));
     }
-    Ok(Ok(()))
+    // The same sums, whoever adds them up.
+    let mut prefill = match Prefill::new(stream, &[&weight], rows) {
+        Err(DeviceError::NoBlas) => return Ok(Ok(())),
+        other => other?,
+    };
+    stream.fill(&y, 0xff)?;
+    weight.product_of_many(stream, &product, &mut prefill)?;
+    let mut bytes = vec![0; y.bytes()];
+    stream.read(&y, &mut bytes)?;
+    Ok(compare(&bytes).map_err(|fault| format!("many rows: {fault}")))
 }
 
 /// The products of a channel's weights with a row's codes.

@@ -6,9 +6,7 @@ use crate::receipt::Receipts;
 use crate::support::Random;
 use crate::support::codes_of;
 use mbqc_kernels::FORMATS;
-use mbqc_kernels::cuda::{
-    Device, DeviceError, DeviceProduct, DeviceRows, DeviceWeight, Element, Prefill, Spread, Workspace,
-};
+use mbqc_kernels::cuda::{Device, DeviceError, DeviceProduct, DeviceRows, DeviceWeight, Element, Spread, Workspace};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -89,10 +87,9 @@ pub(crate) fn all(device: &Arc<Device>, _: &Options, receipts: &mut Receipts) ->
     let integers = FORMATS.iter().copied().find(|format| format.name == "w8a8").expect("a format of the list");
     let packed = (integers.pack)(&codes_of(integers, shape.n, shape.k, shape.k, 1));
     let integers = DeviceWeight::load(&stream, integers, &packed.stored(shape.k, shape.k), false)?;
-    if let Ok(mut prefill) = Prefill::new(&stream, &[&weight], 2) {
-        let result = integers.product_of_many(&stream, &good, &mut prefill);
-        expect("many rows of integers", result, "w8a8 is multiplied in integers");
-    }
+    let result = integers.dequantize(&stream, 0..1, Element::F16, rows(&memory, 304));
+    expect("numbers of integers", result, "w8a8 is multiplied in integers");
+    expect("numbers for integers", integers.product(&stream, &good, &mut workspace), "expected 8, rounded to bytes");
     let full = device.memory(usize::MAX >> 8);
     expect("more memory than there is", full.map(drop), "has no room for");
     let none = Device::open(99).map(drop);

@@ -210,7 +210,7 @@ API cuLaunchKernelEx(const Config* config, const Entry* entry, void** parameters
     return SUCCESS;
 }
 
-// cuBLASLt, as far as `kernels/cuda/driver/blas.rs` uses it: D = op(A) B in f32, columns first.
+// cuBLASLt, as far as `kernels/cuda/driver/blas.rs` uses it: D = op(A) B in f32, or of bytes in 32-bit integers; columns first.
 struct Layout {
     int type;
     u64 rows, columns;
@@ -219,7 +219,7 @@ struct Layout {
 struct Product {
     int compute, scale, transposed;
 };
-enum { HALF = 2, BRAIN = 14, SINGLE = 0, COMPUTE_32F = 68, NOT_SUPPORTED = 15 };
+enum { HALF = 2, BRAIN = 14, SINGLE = 0, BYTE = 3, INTEGER = 10, COMPUTE_32F = 68, COMPUTE_32I = 72, NOT_SUPPORTED = 15 };
 
 API cublasLtCreate(void** handle) { return *handle = malloc(1), SUCCESS; }
 API cublasLtDestroy(void* handle) { return free(handle), SUCCESS; }
@@ -239,20 +239,30 @@ API cublasLtMatmulPreferenceSetAttribute(int*, int attribute, const void*, size_
     return bytes == (attribute == 1 ? 8u : 4u) ? (int)SUCCESS : (int)NOT_SUPPORTED;
 }
 API cublasLtMatmulAlgoGetHeuristic(void*, Product* product, Layout* a, Layout* b, Layout*, Layout* d, int*, int, int* result, int* count) {
-    bool right = product->compute == COMPUTE_32F && product->scale == SINGLE && product->transposed == 1 && d->type == SINGLE &&
-                 (a->type == HALF || a->type == BRAIN) && b->type == a->type && a->rows == b->rows && d->rows == a->columns &&
-                 d->columns == b->columns && a->stride % 8 == 0 && b->stride % 8 == 0 && a->stride >= (long long)a->rows;
+    bool floats = product->compute == COMPUTE_32F && product->scale == SINGLE && d->type == SINGLE && (a->type == HALF || a->type == BRAIN);
+    bool bytes = product->compute == COMPUTE_32I && product->scale == INTEGER && d->type == INTEGER && a->type == BYTE && a->rows % 4 == 0 && a->columns % 4 == 0;
+    int whole = bytes ? 16 : 8;
+    bool right = (floats || bytes) && product->transposed == 1 && b->type == a->type && a->rows == b->rows && d->rows == a->columns &&
+                 d->columns == b->columns && a->stride % whole == 0 && b->stride % whole == 0 && a->stride >= (long long)a->rows;
     memset(result, 0, 96);  // cublasLtMatmulHeuristicResult_t, whose state is then a success
     return *count = right, SUCCESS;
 }
-API cublasLtMatmul(void*, Product*, const float* alpha, const u16* a, Layout* a_layout, const u16* b, Layout* b_layout, const float* beta,
+API cublasLtMatmul(void*, Product* product, const void* alpha, const u16* a, Layout* a_layout, const u16* b, Layout* b_layout, const void* beta,
                    const void*, Layout*, float* d, Layout* d_layout, const void*, void*, size_t, Stream* stream) {
-    if (*alpha != 1 || *beta != 0 || (u64)a % 16 || (u64)b % 16 || (u64)d % 16) return INVALID_VALUE;
+    bool bytes = product->compute == COMPUTE_32I;
+    bool plain = bytes ? *(const int*)alpha == 1 && *(const int*)beta == 0 : *(const float*)alpha == 1 && *(const float*)beta == 0;
+    if (!plain || (u64)a % 16 || (u64)b % 16 || (u64)d % 16) return INVALID_VALUE;
     Layout left = *a_layout, right = *b_layout, out = *d_layout;
     put(stream, [=] {
         auto number = [&](u16 bits) { return left.type == HALF ? to_float(F16(), bits) : to_float(BF16(), bits); };
         for (u64 i = 0; i < out.rows; i++)
             for (u64 j = 0; j < out.columns; j++) {
+                if (bytes) {
+                    int sum = 0;
+                    for (u64 k = 0; k < left.rows; k++) sum += ((const signed char*)a)[i * left.stride + k] * ((const signed char*)b)[j * right.stride + k];
+                    ((int*)d)[j * out.stride + i] = sum;
+                    continue;
+                }
                 double sum = 0;
                 for (u64 k = 0; k < left.rows; k++) sum += (double)number(a[i * left.stride + k]) * number(b[j * right.stride + k]);
                 d[j * out.stride + i] = (float)sum;
