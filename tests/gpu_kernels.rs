@@ -116,7 +116,7 @@ fn table() -> Result<String, Box<dyn std::error::Error>> {
         for rows in [1, 8, 16] {
             let (row_tiles, k_tiles) = (n.div_ceil(32), k.div_ceil(128));
             let (multiprocessors, clock, issue, start) = H200;
-            let spread = Spread::best(row_tiles, k_tiles, tile, multiprocessors, rows)[rows - 1];
+            let spread = Spread::best(row_tiles, k_tiles, tile, multiprocessors, &[2; 16])[rows - 1];
             let kernel = format!("w3a16_f16_{}_g128", if rows > 8 { 16 } else { 8 });
             let cost = costs["sm_90a"][&kernel].as_f64().ok_or("no cost")?;
             let by_instructions =

@@ -1,4 +1,4 @@
-//! Products with 17 to 64 token rows, which one kernel takes at once.
+//! Products with 33 to 64 token rows, which one kernel takes at once.
 
 use super::driver::{Device, Grid, Kernel, Memory, Stream};
 use super::error::DeviceError;

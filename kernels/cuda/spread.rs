@@ -13,9 +13,8 @@ pub struct Spread {
     pub blocks: usize,
 }
 
-/// Warps of a block, and blocks that a multiprocessor runs side by side.
+/// Warps of a block.
 const WARPS: usize = 8;
-const BLOCKS: usize = 2;
 
 /// What the memory of an H200 gives one multiprocessor, and what its second-level cache does, in bytes per second. The first was
 /// seen in a copy of memory, the second is a guess; only their quotient matters here.
@@ -35,6 +34,8 @@ const ASKED: usize = 8;
 #[derive(Clone, Copy, Debug)]
 struct Dealt {
     spread: Spread,
+    /// Blocks that a multiprocessor runs side by side.
+    beside: usize,
     /// One after another on a multiprocessor, as far as they do not run side by side.
     waves: usize,
     /// Tiles that the busiest warp takes one after another.
@@ -44,7 +45,7 @@ struct Dealt {
 }
 
 impl Dealt {
-    fn new(spread: Spread, row_tiles: usize, k_tiles: usize, multiprocessors: usize) -> Dealt {
+    fn new(spread: Spread, row_tiles: usize, k_tiles: usize, multiprocessors: usize, beside: usize) -> Dealt {
         let Spread { together, blocks } = spread;
         let units = row_tiles.div_ceil(together) * k_tiles;
         let strides = WARPS / together;
@@ -63,7 +64,7 @@ impl Dealt {
             }
             rounds = rounds.max(own);
         }
-        Dealt { spread, waves: blocks.div_ceil(BLOCKS * multiprocessors.max(1)), rounds, sharers }
+        Dealt { spread, beside, waves: blocks.div_ceil(beside * multiprocessors.max(1)), rounds, sharers }
     }
 
     fn seconds(&self, tile: usize, rows: usize) -> f64 {
@@ -71,7 +72,7 @@ impl Dealt {
         // A round is one tile for every warp of a multiprocessor; it takes as long as memory needs for its weights, or the
         // second-level cache for weights and activations: a tile wants 256 bytes of each token row, once for all rows of tiles
         // of a band.
-        let in_flight = (BLOCKS * WARPS) as f64;
+        let in_flight = (self.beside * WARPS) as f64;
         let weights = in_flight * tile as f64;
         let activations = in_flight * (256 * rows) as f64 / together as f64;
         let round = (weights / MEMORY).max((weights + activations) / CACHE);
@@ -87,10 +88,9 @@ impl Dealt {
 }
 
 impl Spread {
-    /// Those that are worth a thought for `row_tiles` by `k_tiles` tiles: a block for each band; parts of equal length of each band; as
-    /// many blocks as a device with that many multiprocessors runs side by side, or half of them.
-    pub fn candidates(row_tiles: usize, k_tiles: usize, multiprocessors: usize) -> Vec<Spread> {
-        let places = BLOCKS * multiprocessors.max(1);
+    /// Those that are worth a thought for `row_tiles` by `k_tiles` tiles on a device that runs `places` blocks at once: a block for each
+    /// band; parts of equal length of each band; as many blocks as there are places, or half of them.
+    pub fn candidates(row_tiles: usize, k_tiles: usize, places: usize) -> Vec<Spread> {
         let mut found = Vec::new();
         for together in [1, 2, 4, 8] {
             let bands = row_tiles.div_ceil(together);
@@ -106,14 +106,23 @@ impl Spread {
     }
 
     /// Of the [`candidates`](Spread::candidates) the one with the least estimated time for tiles of `tile` bytes; of equals the one with
-    /// fewest rows together, then with fewest blocks. For 1 to `rows` token rows.
-    pub fn best(row_tiles: usize, k_tiles: usize, tile: usize, multiprocessors: usize, rows: usize) -> Vec<Spread> {
-        let candidates = Spread::candidates(row_tiles, k_tiles, multiprocessors);
-        let dealt: Vec<Dealt> =
-            candidates.into_iter().map(|spread| Dealt::new(spread, row_tiles, k_tiles, multiprocessors)).collect();
-        let best = |rows: usize| {
+    /// fewest rows together, then with fewest blocks. For 1 to `beside.len()` token rows, with each of which a multiprocessor runs that
+    /// many blocks side by side.
+    pub fn best(
+        row_tiles: usize,
+        k_tiles: usize,
+        tile: usize,
+        multiprocessors: usize,
+        beside: &[usize],
+    ) -> Vec<Spread> {
+        let all = |beside: usize| -> Vec<Dealt> {
+            let candidates = Spread::candidates(row_tiles, k_tiles, beside * multiprocessors.max(1)).into_iter();
+            candidates.map(|spread| Dealt::new(spread, row_tiles, k_tiles, multiprocessors, beside)).collect()
+        };
+        let dealt = [all(1), all(2)];
+        let best = |(rows, &beside): (usize, &usize)| {
             let mut best = (f64::INFINITY, Spread { together: 1, blocks: 1 });
-            for one in &dealt {
+            for one in &dealt[beside.clamp(1, 2) - 1] {
                 let time = one.seconds(tile, rows);
                 if time < 0.999 * best.0 {
                     best = (time, one.spread);
@@ -121,13 +130,13 @@ impl Spread {
             }
             best.1
         };
-        (1..=rows).map(best).collect()
+        (1..).zip(beside).map(best).collect()
     }
 
     /// The estimated time of a product by what memory and the second-level cache of an H200 deliver, of `multiprocessors` of its
-    /// kind: guesses are in it, and instructions are not.
+    /// kind, each with two blocks side by side: guesses are in it, and instructions are not.
     pub fn seconds(self, row_tiles: usize, k_tiles: usize, tile: usize, rows: usize, multiprocessors: usize) -> f64 {
-        Dealt::new(self, row_tiles, k_tiles, multiprocessors).seconds(tile, rows)
+        Dealt::new(self, row_tiles, k_tiles, multiprocessors, 2).seconds(tile, rows)
     }
 
     /// Whether any band is shared by blocks.
@@ -162,28 +171,32 @@ mod tests {
     fn no_tile_is_left_out_and_few_warps_are_idle() {
         for size in SIZES {
             let (row_tiles, k_tiles) = tiles(size);
-            for (rows, spread) in (1..).zip(Spread::best(row_tiles, k_tiles, 1664, 132, 16)) {
-                let dealt = Dealt::new(spread, row_tiles, k_tiles, 132);
-                let even = (row_tiles * k_tiles) as f64 / (BLOCKS * 132 * WARPS) as f64;
-                let rounds = (dealt.waves * dealt.rounds) as f64;
-                assert!(
-                    rounds <= 1.2 * even.ceil() + 1.0,
-                    "{size:?}, {rows} rows: {dealt:?}, {rounds} rounds for {even:.1}"
-                );
+            for beside in [1, 2] {
+                for (rows, spread) in (1..).zip(Spread::best(row_tiles, k_tiles, 1664, 132, &[beside; 16])) {
+                    let dealt = Dealt::new(spread, row_tiles, k_tiles, 132, beside);
+                    let even = (row_tiles * k_tiles) as f64 / (beside * 132 * WARPS) as f64;
+                    let rounds = (dealt.waves * dealt.rounds) as f64;
+                    // Rounds of one block are half as long, so that more of them are better than waiting for one another.
+                    let more = if beside == 1 { 3.0 } else { 1.0 };
+                    assert!(
+                        rounds <= 1.2 * even.ceil() + more,
+                        "{size:?}, {rows} rows: {dealt:?}, {rounds} rounds for {even:.1}"
+                    );
+                }
             }
         }
         // One row is not worth waiting for one another where there are channels enough.
-        assert_eq!(Spread::best(256, 64, 1664, 132, 1), [Spread { together: 1, blocks: 256 }]);
+        assert_eq!(Spread::best(256, 64, 1664, 132, &[2]), [Spread { together: 1, blocks: 256 }]);
         // Sixteen are.
-        assert!(Spread::best(256, 64, 1664, 132, 16)[15].together > 1);
+        assert!(Spread::best(256, 64, 1664, 132, &[2; 16])[15].together > 1);
     }
 
     #[test]
     fn bands_are_shared_where_a_block_ends_within_one() {
         for size in SIZES {
             let (row_tiles, k_tiles) = tiles(size);
-            for spread in Spread::candidates(row_tiles, k_tiles, 132) {
-                let dealt = Dealt::new(spread, row_tiles, k_tiles, 132);
+            for spread in Spread::candidates(row_tiles, k_tiles, 264) {
+                let dealt = Dealt::new(spread, row_tiles, k_tiles, 132, 2);
                 assert_eq!(spread.meets(row_tiles, k_tiles), dealt.sharers > 1, "{dealt:?} of {row_tiles} x {k_tiles}");
             }
         }

@@ -14,6 +14,10 @@ use crate::dense::convert::FloatType;
 use crate::error::{Error, length};
 use crate::format::{Format, Stored};
 
+/// Token rows up to which it is better to read a weight twice than to have the kernel for 64 rows decode it: that costs about as
+/// many instructions as three times 16 (`tests/gpu/costs.json`).
+const FEW_ROWS: usize = 2 * ROWS_AT_ONCE;
+
 /// Token rows that the kernels take at once that a [`Spread`] deals out.
 pub const ROWS_AT_ONCE: usize = 16;
 
@@ -109,13 +113,13 @@ impl<'a> DeviceInput<'a> {
 /// What a device computes: `y = x W^T`, and what its epilogue makes of it, in the order bias, gate, residual.
 ///
 /// With weights alone, `y = sum_g s_g (sum_k q x - z_g sum_k x)`: an infinite activation makes its row not a number, as the formula
-/// says (with more than [`ROWS_AT_ONCE`] rows, where `q - z` comes first, infinite or not a number), and leaves the other rows alone.
+/// says (with more than 32 rows, where `q - z` comes first, infinite or not a number), and leaves the other rows alone.
 #[derive(Clone, Copy, Debug)]
 pub struct DeviceProduct<'a> {
     /// Activations, of the kind that the weight's format multiplies.
     pub x: DeviceInput<'a>,
-    /// Token rows; 0 is no work. Up to 16, and up to 64 where weights have groups and no spread is given, the weight is read once;
-    /// else once for every so many. [`DeviceWeight::product_of_many`] is for more.
+    /// Token rows; 0 is no work. The weight is read once for every 16 of them; or, where there are more than 32, weights have groups and
+    /// no spread is given, for every 64. [`DeviceWeight::product_of_many`] is for more.
     pub rows: usize,
     /// Of `x` if that is numbers, `bias`, `residual`, and of `y` unless `single`.
     pub element: Element,
@@ -222,7 +226,11 @@ impl DeviceWeight {
             _ => Some(Middle::load(device, layout.unit, format.name, tile - 4 * TILE_CHANNELS * groups)?),
         };
         let tiles = device.memory(geometry.bytes())?;
-        let spreads = Spread::best(row_tiles, k_tiles, tile, device.about().multiprocessors, ROWS_AT_ONCE).into();
+        // As `blocks_together` in `small.cuh`: kernels for 16 rows take the registers of a multiprocessor for one block, but for few.
+        let bits = layout.words;
+        let beside: [usize; ROWS_AT_ONCE] =
+            std::array::from_fn(|i| if i >= 8 && (groups > 1 || groups == 1 && bits != 3) { 1 } else { 2 });
+        let spreads = Spread::best(row_tiles, k_tiles, tile, device.about().multiprocessors, &beside).into();
         let weight = DeviceWeight {
             format,
             n,
@@ -240,7 +248,7 @@ impl DeviceWeight {
         };
         if geometry.groups == 0 {
             if k > MOST_SUMMED {
-                let expected = format!("up to {MOST_SUMMED}: longer sums of bytes overflow");
+                let expected = format!("up to {MOST_SUMMED}: longer sums of bytes may overflow");
                 return Err(DeviceError::Shape { what: "the number of input channels", found: k, expected });
             }
             let scales: Vec<u8> = stored.scales.to_f32().iter().flat_map(|scale| scale.to_le_bytes()).collect();
@@ -328,6 +336,16 @@ impl DeviceWeight {
         self.tiles.bytes()
     }
 
+    /// How often a product with that many token rows reads it, if no spread is given.
+    pub fn passes(&self, rows: usize) -> usize {
+        let many = if self.middle.is_some() { rows / MIDDLE_ROWS } else { 0 };
+        let left = rows - many * MIDDLE_ROWS;
+        match self.middle {
+            Some(_) if left > FEW_ROWS => many + 1,
+            _ => many + left.div_ceil(ROWS_AT_ONCE),
+        }
+    }
+
     /// Its tiles, as [`Tiles`](super::Tiles) arranges them on the host.
     pub fn tiles(&self) -> &Memory {
         &self.tiles
@@ -341,7 +359,7 @@ impl DeviceWeight {
 
     /// What else might be tried.
     pub fn spreads(&self, device: &Device) -> Vec<Spread> {
-        Spread::candidates(self.row_tiles, self.k_tiles, device.about().multiprocessors)
+        Spread::candidates(self.row_tiles, self.k_tiles, 2 * device.about().multiprocessors)
     }
 
     /// Puts `y = x W^T` into the stream.
@@ -365,7 +383,7 @@ impl DeviceWeight {
         self.check_spread(stream, spread, workspace)?;
         let mut first = 0;
         while first < rows {
-            let middle = self.middle.as_ref().filter(|_| rows - first > ROWS_AT_ONCE && product.spread.is_none());
+            let middle = self.middle.as_ref().filter(|_| rows - first > FEW_ROWS && product.spread.is_none());
             let count = (rows - first).min(if middle.is_some() { MIDDLE_ROWS } else { ROWS_AT_ONCE });
             let behind = |memory: &Memory, bytes: usize| memory.part(first * bytes..memory.bytes());
             let (rows_of_x, number, scales) = x.parts();
@@ -592,8 +610,8 @@ impl DeviceWeight {
 /// The most input or output channels: a grid has no more blocks in its second direction, of 32 channels each.
 const MOST_CHANNELS: usize = 65535 * TILE_CHANNELS;
 
-/// The most input channels of weights whose products are summed as integers: 2^31 over 128 times 127, whole tiles.
-const MOST_SUMMED: usize = 131_072;
+/// The most input channels of weights whose products are summed as integers: below 2^31 over 128 times 128, whole tiles.
+const MOST_SUMMED: usize = 130_944;
 
 pub(super) fn stride(
     what: &'static str,

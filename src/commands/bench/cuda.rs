@@ -146,10 +146,11 @@ impl Copies {
         self.weights[0].format().scheme == Scheme::WeightActivation
     }
 
-    /// Bytes that a product reads and writes.
+    /// Bytes that a product reads and writes; a weight counts as often as it is read.
     fn moved(&self, rows: usize) -> usize {
         let weight = &self.weights[0];
-        weight.bytes() + rows * (weight.k() * if self.rounded() { 1 } else { 2 } + 2 * weight.outputs())
+        weight.passes(rows) * weight.bytes()
+            + rows * (weight.k() * if self.rounded() { 1 } else { 2 } + 2 * weight.outputs())
     }
 
     /// A graph of so many products or more, and how many they are.

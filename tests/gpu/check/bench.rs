@@ -147,6 +147,8 @@ pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receip
                         "cold": cold, "warm": fits.then_some(warm)}),
                 );
             }
+            // What was measured is kept, should there be no time for the rest.
+            receipts.keep();
         }
     }
     Ok(())
@@ -217,6 +219,7 @@ pub(crate) fn many(device: &Arc<Device>, options: &Options, receipts: &mut Recei
                 json!({"format": format, "k": k, "n": n, "rows": rows, "sliced": sliced, "blas": blas}),
             );
         }
+        receipts.keep();
     }
     Ok(())
 }

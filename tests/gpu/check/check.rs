@@ -87,7 +87,7 @@ fn kernel(shape: &Shape) -> String {
     };
     match shape.rows {
         ..=8 => format!("w{}a16_{element}_8_g{}", shape.bits, shape.group.min(128)),
-        17.. if shape.blocks == 0 => format!("w{}a16_{element}_64", shape.bits),
+        33.. if shape.blocks == 0 => format!("w{}a16_{element}_64", shape.bits),
         _ => format!("w{}a16_{element}_16_g{}", shape.bits, shape.group.min(128)),
     }
 }
@@ -164,6 +164,11 @@ fn large_shapes() -> Vec<Shape> {
     let shape = |(k, n), rows| Shape { k, n, rows, blocks: 0, single: false, ..Shape::PLAIN };
     let mut shapes: Vec<Shape> = sizes.into_iter().flat_map(|size| [1, 8, 16].map(|rows| shape(size, rows))).collect();
     shapes.push(shape((3584, 152_064), 1));
+    // Several units for each block, of one band and of several.
+    for rows in [33, 64] {
+        shapes.extend([(3584, 18944), (8192, 8192), (128, 76_800)].map(|size| shape(size, rows)));
+        shapes.push(Shape { gated: true, bias: true, ..shape((3584, 37888), rows) });
+    }
     for (together, blocks) in [(2, 264), (4, 100), (8, 263)] {
         shapes.push(Shape { together, blocks, ..shape((8192, 8192), 16) });
         shapes.push(Shape { together, blocks, gated: true, bias: true, ..shape((3584, 37888), 1) });

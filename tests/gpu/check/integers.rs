@@ -25,7 +25,7 @@ struct Shape {
     single: bool,
 }
 
-fn shapes(format: &'static Format) -> Vec<Shape> {
+fn shapes(format: &'static Format, small: bool) -> Vec<Shape> {
     let mut shapes = Vec::new();
     for element in Element::ALL {
         let plain = Shape {
@@ -52,6 +52,11 @@ fn shapes(format: &'static Format) -> Vec<Shape> {
         for (n, rows) in [(64, 1), (62, 5), (34, 16), (2, 3)] {
             shapes.push(Shape { n, rows, gated: true, spread: Spread { together: 1, blocks: 3 }, ..plain });
         }
+        if !small {
+            // Several slabs, the last of which is lower.
+            let large = Shape { n: 20000, k: 3584, rows: 33, spread: Spread { together: 8, blocks: 264 }, ..plain };
+            shapes.extend([large, Shape { gated: true, single: false, ..large }]);
+        }
     }
     shapes
 }
@@ -61,10 +66,12 @@ pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receip
     let (stream, runs) = (device.stream()?, options.runs);
     let mut faults = Vec::new();
     for format in FORMATS.iter().filter(|format| format.scheme == Scheme::WeightActivation && format.tiles.is_some()) {
-        let shapes = shapes(format);
+        let shapes = shapes(format, options.small);
         for shape in &shapes {
-            if let Err(fault) = judged(&stream, shape, runs)? {
-                faults.push(format!("{shape:?}: {fault}"));
+            match judged(&stream, shape, runs) {
+                Ok(Ok(())) => {}
+                Ok(Err(fault)) => faults.push(format!("{shape:?}: {fault}")),
+                Err(error) => faults.push(format!("{shape:?}: {error}")),
             }
             let element = if shape.element == Element::F16 { "f16" } else { "bf16" };
             let kernel = format!("{}_{element}_{}", format.name, if shape.rows <= 8 { 8 } else { 16 });
@@ -180,7 +187,14 @@ fn judged(stream: &Stream, shape: &Shape, runs: usize) -> Result<Result<(), Stri
         other => other?,
     };
     stream.fill(&y, 0xff)?;
-    weight.product_of_many(stream, &product, &mut prefill)?;
+    match weight.product_of_many(stream, &product, &mut prefill) {
+        // cuBLASLt need not have a kernel for so few.
+        Err(error @ DeviceError::Driver { .. }) if rows < 32 => {
+            println!("{}: {rows} rows, not checked: {error}", format.name);
+            return Ok(Ok(()));
+        }
+        other => other?,
+    }
     let mut bytes = vec![0; y.bytes()];
     stream.read(&y, &mut bytes)?;
     Ok(compare(&bytes).map_err(|fault| format!("many rows: {fault}")))

@@ -54,6 +54,13 @@ impl Receipts {
         self.units.entry(unit.to_owned()).or_default().times.push(row);
     }
 
+    /// Writes what there is so far; if that fails, says so and goes on.
+    pub(crate) fn keep(&self) {
+        if let Err(error) = self.write() {
+            println!("no receipts: {error}");
+        }
+    }
+
     /// Writes what there is so far.
     pub(crate) fn write(&self) -> Result<(), String> {
         let Some(folder) = &self.out else { return Ok(()) };
