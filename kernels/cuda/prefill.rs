@@ -101,7 +101,7 @@ impl DeviceWeight {
     /// # Errors
     ///
     /// As for [`DeviceWeight::product`]; if there are more rows than `prefill` was made for; if cuBLASLt has nothing for so few (which
-    /// is said of bytes and less than 32 rows; [`DeviceWeight::product`] is faster for them anyway).
+    /// is said of bytes and less than 32 rows; [`DeviceWeight::product`] takes them).
     pub fn product_of_many(
         &self,
         stream: &Stream,

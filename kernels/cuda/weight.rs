@@ -14,8 +14,8 @@ use crate::dense::convert::FloatType;
 use crate::error::{Error, length};
 use crate::format::{Format, Stored};
 
-/// Token rows up to which it is better to read a weight twice than to have the kernel for 64 rows decode it: that costs about as
-/// many instructions as three times 16 (`tests/gpu/costs.json`).
+/// Token rows up to which a weight is read twice rather than decoded by the kernel for 64 rows: of a tile of w3 that costs 1056
+/// instructions, counted as for groups of 32, where 16 rows cost 294 to 443 (`tests/gpu/costs.json`). No device was asked.
 const FEW_ROWS: usize = 2 * ROWS_AT_ONCE;
 
 /// Token rows that the kernels take at once that a [`Spread`] deals out.
@@ -227,9 +227,8 @@ impl DeviceWeight {
         };
         let tiles = device.memory(geometry.bytes())?;
         // As `blocks_together` in `small.cuh`: kernels for 16 rows take the registers of a multiprocessor for one block, but for few.
-        let bits = layout.words;
-        let beside: [usize; ROWS_AT_ONCE] =
-            std::array::from_fn(|i| if i >= 8 && (groups > 1 || groups == 1 && bits != 3) { 1 } else { 2 });
+        let one = groups > 1 || groups == 1 && layout.words != 3;
+        let beside: [usize; ROWS_AT_ONCE] = std::array::from_fn(|i| if i >= 8 && one { 1 } else { 2 });
         let spreads = Spread::best(row_tiles, k_tiles, tile, device.about().multiprocessors, &beside).into();
         let weight = DeviceWeight {
             format,
