@@ -26,6 +26,7 @@
 //! Nothing of this has run on a device yet: kernels compile for every architecture, and kernels and this interface are tested on
 //! the host, emulated (`tests/emulated.rs`).
 
+mod dense;
 mod driver;
 mod error;
 mod images;
@@ -38,6 +39,7 @@ mod tiles;
 mod weight;
 mod workspace;
 
+pub use dense::{Dense, DenseProduct};
 pub use driver::{About, Device, Graph, Loaded, Mark, Memory, Stream};
 pub use error::DeviceError;
 pub use images::{Unit, source_hash};

@@ -8,6 +8,7 @@ mod place;
 mod support;
 
 use place::Place;
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use support::{Outcome, python, tell};
@@ -83,13 +84,15 @@ fn check(driver: Option<&Path>, arguments: &[&str], environment: &[(&str, &str)]
 #[test]
 fn devices_are_checked_on_an_emulated_one() -> Outcome {
     let driver = driver();
-    agrees_with_f64(&driver);
+    agrees_with_f64(&driver)?;
     machines_without_what_it_takes_are_told(&driver);
     other_forms_are_loaded_where_machine_code_is_refused(&driver);
     layers_of_a_file_run(&driver)
 }
 
-fn agrees_with_f64(driver: &Path) {
+fn agrees_with_f64(driver: &Path) -> Outcome {
+    let costs = std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/gpu/costs.json"))?;
+    let costs: Value = serde_json::from_slice(&costs)?;
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("receipts");
     let folder = out.display().to_string();
     let (done, text) = check(Some(driver), &["--small", "--runs", "2", "--out", &folder], &[]);
@@ -100,10 +103,17 @@ fn agrees_with_f64(driver: &Path) {
     for unit in ["w2", "w3", "w4", "w8a8", "w4a8", "norm", "finish"] {
         assert!(text.contains(&format!("{unit}: sm_90a")), "{text}");
         let receipt = std::fs::read_to_string(out.join(format!("{unit}.emulated-device.json"))).expect("a receipt");
-        for part in ["\"device\": \"emulated device\"", "\"faults\": []", "_bf16", "\"runs\":"] {
-            assert!(receipt.contains(part), "{part} is not in {receipt}");
-        }
+        let receipt: Value = serde_json::from_str(&receipt)?;
+        assert!(receipt["device"] == "emulated device" && receipt["faults"] == json!([]), "{receipt:#}");
+        // All kernels that there are were checked, and none that there is not.
+        let kernels = receipt["kernels"].as_object().ok_or("no kernels")?;
+        let mut found: Vec<&str> = kernels.keys().map(String::as_str).collect();
+        found.sort_unstable();
+        let all = costs["kernels"][unit].as_array().ok_or("no kernels")?;
+        assert_eq!(found, all.iter().filter_map(Value::as_str).collect::<Vec<_>>(), "{unit}");
+        assert!(kernels.values().all(|kernel| kernel["runs"].as_u64() > Some(0)), "{receipt:#}");
     }
+    Ok(())
 }
 
 fn machines_without_what_it_takes_are_told(driver: &Path) {
@@ -167,13 +177,13 @@ fn layers_of_a_file_run(driver: &Path) -> Outcome {
     assert_eq!(ran.code, Some(0), "{ran}");
     let bench = mbqc("bench q.onnx --device cuda --rows 1,9 --seconds 0.01 --json", &small);
     assert_eq!(bench.code, Some(0), "{bench}");
-    let told: serde_json::Value = serde_json::from_str(&bench.out)?;
+    let told: Value = serde_json::from_str(&bench.out)?;
     let layers = told["layers"].as_array().ok_or("a list")?;
     let of = |key: &str| layers.iter().map(|layer| layer[key].clone()).collect::<Vec<_>>();
-    assert_eq!(of("node"), ["up", "up", "down", "down"].map(serde_json::Value::from));
+    assert_eq!(of("node"), ["up", "up", "down", "down"].map(Value::from));
     // One row of tiles to 32 channels, of 1536 bytes of codes and 4 scales to a channel; rows of 16 bits.
     let bytes = |tiles: usize, rows: usize| tiles * (1536 + 512) + 2 * rows * (32 + 64);
-    assert_eq!(of("bytes"), [bytes(2, 1), bytes(2, 9), bytes(1, 1), bytes(1, 9)].map(serde_json::Value::from));
+    assert_eq!(of("bytes"), [bytes(2, 1), bytes(2, 9), bytes(1, 1), bytes(1, 9)].map(Value::from));
     assert!(told["not_timed"].to_string().contains("no CUDA kernel for w8;"), "{bench}");
     let table = mbqc("bench q.onnx --device cuda --seconds 0.01", &small);
     assert!(table.code == Some(0) && table.out.lines().count() == 4, "{table}");

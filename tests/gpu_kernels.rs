@@ -28,38 +28,54 @@ fn kernels_compile_within_their_ceilings() -> Outcome {
     Ok(())
 }
 
-/// Whether a receipt says that a device, and no emulated one, ran kernels of these sources, and nothing was wrong.
-fn vouches(receipt: &Value, unit: &str, hash: &str) -> bool {
+/// What `tests/gpu/compile.py` has found out.
+fn costs() -> Result<Value, Box<dyn std::error::Error>> {
+    Ok(serde_json::from_str(&fs::read_to_string(root().join("tests/gpu/costs.json"))?)?)
+}
+
+/// Whether a receipt says that a device, and no emulated one, ran these kernels of these sources, and nothing was wrong.
+fn vouches(receipt: &Value, unit: &str, hash: &str, kernels: &Value) -> bool {
     let right = receipt["faults"].as_array().is_some_and(Vec::is_empty);
-    let checked = receipt["kernels"].as_object().is_some_and(|kernels| !kernels.is_empty());
+    let all = kernels.as_array().filter(|kernels| !kernels.is_empty());
+    let checked =
+        all.is_some_and(|all| all.iter().all(|name| receipt["kernels"][name.as_str().unwrap_or("")].is_object()));
     let real = receipt["device"].as_str().is_some_and(|device| device != "emulated device");
     receipt["unit"] == unit && receipt["sources"] == hash && right && checked && real
 }
 
 #[test]
 fn receipts_vouch_for_what_a_device_did_with_these_sources_alone() {
-    let good = json!({"unit": "w3", "sources": "ab", "device": "NVIDIA H200", "faults": [], "kernels": {"one": {}}});
-    assert!(vouches(&good, "w3", "ab"));
-    assert!(!vouches(&good, "w4", "ab") && !vouches(&good, "w3", "cd"), "another unit's, or of other sources");
+    let kernels = json!({"one": {}, "two": {}});
+    let good = json!({"unit": "w3", "sources": "ab", "device": "NVIDIA H200", "faults": [], "kernels": kernels});
+    let all = json!(["one", "two"]);
+    assert!(vouches(&good, "w3", "ab", &all));
+    assert!(
+        !vouches(&good, "w4", "ab", &all) && !vouches(&good, "w3", "cd", &all),
+        "another unit's, or of other sources"
+    );
+    for other in [json!(["one", "two", "three"]), json!([]), json!(null)] {
+        assert!(!vouches(&good, "w3", "ab", &other), "{other}");
+    }
     for (key, value) in [
         ("device", json!("emulated device")),
         ("device", json!(null)),
         ("faults", json!(["wrong"])),
         ("faults", json!(null)),
         ("kernels", json!({})),
+        ("kernels", json!({"one": {}})),
         ("kernels", json!(null)),
         ("sources", json!(null)),
     ] {
         let mut bad = good.clone();
         bad[key] = value;
-        assert!(!vouches(&bad, "w3", "ab"), "{bad}");
+        assert!(!vouches(&bad, "w3", "ab", &all), "{bad}");
     }
 }
 
 /// A receipt, if a device gave one for the sources as they are: what `tests/gpu/check` wrote on it, under `tests/gpu/receipts`. One
 /// with times comes before one without.
 fn receipt(unit: &str) -> Result<Option<Value>, Box<dyn std::error::Error>> {
-    let hash = source_hash(unit)?;
+    let (hash, kernels) = (source_hash(unit)?, costs()?["kernels"][unit].take());
     let mut files: Vec<PathBuf> = match fs::read_dir(root().join("tests/gpu/receipts")) {
         Ok(entries) => entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<_, _>>()?,
         Err(_) => return Ok(None),
@@ -69,12 +85,26 @@ fn receipt(unit: &str) -> Result<Option<Value>, Box<dyn std::error::Error>> {
     let mut found = Vec::new();
     for file in files {
         let receipt: Value = serde_json::from_str(&fs::read_to_string(&file)?)?;
-        if vouches(&receipt, unit, &hash) {
+        if vouches(&receipt, unit, &hash, &kernels) {
             found.push(receipt);
         }
     }
     found.sort_by_key(|receipt| receipt["times"].as_array().is_none_or(Vec::is_empty));
     Ok(found.into_iter().next())
+}
+
+#[test]
+fn a_receipt_has_to_name_every_kernel_of_a_unit() -> Outcome {
+    let costs = costs()?;
+    let listed = costs["kernels"].as_object().ok_or("no kernels")?;
+    let mut names: Vec<&str> = units().map(|unit| unit.name).collect();
+    names.sort_unstable();
+    let mut found: Vec<&String> = listed.keys().collect();
+    found.sort_unstable();
+    assert_eq!(found, names, "run tests/gpu/compile.py --archive");
+    let all: Vec<&Value> = listed.values().flat_map(|kernels| kernels.as_array().into_iter().flatten()).collect();
+    assert!(all.len() > 60 && all.iter().all(|name| name.is_string()), "{all:?}");
+    Ok(())
 }
 
 #[test]
@@ -97,20 +127,25 @@ const H200: (usize, f64, f64, f64) = (132, 1.755e9, 4.0, 2.25e-6);
 
 /// Predicted and measured times of `w3g128`, f16.
 fn table() -> Result<String, Box<dyn std::error::Error>> {
-    let costs: Value = serde_json::from_str(&fs::read_to_string(root().join("tests/gpu/costs.json"))?)?;
+    let costs = costs()?;
     let receipt = receipt("w3")?;
     let mut measured = BTreeMap::new();
     for row in receipt.iter().flat_map(|receipt| receipt["times"].as_array()).flatten() {
         let size = [&row["k"], &row["n"], &row["rows"]].map(|number| number.as_u64().unwrap_or(0) as usize);
-        measured.insert(size, [row["cold"][1].as_f64(), row["warm"][1].as_f64()]);
+        let [cold, warm, dense] = ["cold", "warm", "dense"].map(|which| row[which][1].as_f64());
+        let told = |number: f64| format!("{number:.2}");
+        let ratio = dense.zip(cold).map(|(dense, cold)| dense / cold);
+        measured.insert(size, [cold.map(|s| 1e6 * s), ratio, warm.map(|s| 1e6 * s)].map(|number| number.map(told)));
     }
     let mut lines = vec![match &receipt {
         Some(receipt) => format!("w3g128, f16, microseconds; measured on {} (VERIFIED)", receipt["device"]),
         None => "w3g128, f16, microseconds; measured: STALE, no device has run these sources".to_owned(),
     }];
     lines.push(String::new());
-    lines.push("| k x n | rows | MB | spread | predicted for an H200 | cold | in the cache |".to_owned());
-    lines.push("|---|---|---|---|---|---|---|".to_owned());
+    let columns =
+        ["k x n", "rows", "MB", "spread", "predicted for an H200", "cold", "cuBLASLt f16 over it", "in the cache"];
+    lines.push(format!("| {} |", columns.join(" | ")));
+    lines.push("|---".repeat(columns.len()) + "|");
     let tile = 1536 + 128;
     for (k, n) in SIZES {
         for rows in [1, 8, 16] {
@@ -123,12 +158,10 @@ fn table() -> Result<String, Box<dyn std::error::Error>> {
                 (row_tiles * k_tiles) as f64 * cost / (multiprocessors as f64 * clock * issue) + start;
             let by_memory = spread.seconds(row_tiles, k_tiles, tile, rows, multiprocessors);
             let bytes = row_tiles * k_tiles * tile + 2 * rows * (k + n);
-            let [cold, warm] = measured.get(&[k, n, rows]).copied().unwrap_or_default().map(|time| match time {
-                Some(time) => format!("{:.2}", 1e6 * time),
-                None => "STALE".to_owned(),
-            });
+            let [cold, ratio, warm] =
+                measured.remove(&[k, n, rows]).unwrap_or_default().map(|told| told.unwrap_or("STALE".to_owned()));
             lines.push(format!(
-                "| {k} x {n} | {rows} | {:.1} | {} x {} | {:.1} | {cold} | {warm} |",
+                "| {k} x {n} | {rows} | {:.1} | {} x {} | {:.1} | {cold} | {ratio} | {warm} |",
                 bytes as f64 / 1e6,
                 spread.together,
                 spread.blocks,

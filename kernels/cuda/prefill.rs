@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::driver::{Blas, Device, Grid, Kernel, Memory, Number, Stream, Sums};
+use super::driver::{Blas, Device, Grid, Kernel, Memory, Multiplied, Number, Stream};
 use super::error::DeviceError;
 use super::images::Unit;
 use super::tiles::TILE_CHANNELS;
@@ -138,7 +138,7 @@ impl DeviceWeight {
             let last = self.row_tiles().min(first + height(self));
             let channels = TILE_CHANNELS * (last - first);
             self.to_rows(stream, first..last, element, DeviceRows { memory: &prefill.slab, stride })?;
-            let multiplied = Sums {
+            let multiplied = Multiplied {
                 number,
                 rows,
                 n: channels,
@@ -148,7 +148,9 @@ impl DeviceWeight {
                 x_stride: x.stride,
                 w: &prefill.slab,
                 w_stride: stride,
-                sums: &prefill.sums,
+                y: &prefill.sums,
+                y_stride: channels,
+                rounded: false,
             };
             let (few, at, by) = (self.arguments(product), first as i32, usize::from(element == Element::Bf16));
             let grid = Grid { blocks: [(last - first) as u32, rows.div_ceil(8) as u32], threads: 256, shared: 0 };

@@ -7,7 +7,8 @@ fails where one is above its ceiling. Nothing here runs a kernel.
 
 Without --archive, an archive that was made of other sources is a fault. With it, kernels/cuda/kernels.zip is made, which the
 library embeds: <unit>.zip of <unit>.<architecture>.cubin and <unit>.compute_80.ptx, and SOURCES with the compiler's options and the hash of each
-unit's sources; and tests/gpu/costs.json, the instructions that a tile costs on sm_90a, from which the README's predictions come.
+unit's sources; and tests/gpu/costs.json: the kernels of each unit, all of which a receipt has to name, and the instructions that a
+tile costs on sm_90a, from which the README's predictions come.
 Needs tests/requirements.txt.
 """
 
@@ -314,7 +315,7 @@ def main():
     if arguments.archive and arguments.arch:
         parser.error("an archive has all architectures")
     nvrtc = load_nvrtc()
-    faults, costs, images, checked = [], {}, {}, 0
+    faults, costs, images, kernels, checked = [], {}, {}, {}, 0
     print("| kernel | architecture | registers | spilled | instructions a tile |")
     print("|---|---|---|---|---|")
 
@@ -328,7 +329,8 @@ def main():
         for (architecture, unit), (cubin, used, codes) in zip(tasks, threads.map(compile_and_count, tasks)):
             images[f"{unit}.{architecture}.cubin"] = cubin
             assert codes.keys() == used.keys(), (codes.keys(), used.keys())
-            for name in sorted(used):
+            kernels[unit] = sorted(used)
+            for name in kernels[unit]:
                 found, wrong = judge(name, architecture, used[name], codes[name])
                 checked += 1
                 if found["instructions"]:
@@ -341,7 +343,7 @@ def main():
             images[f"{unit}.compute_80.ptx"] = compile_unit(nvrtc, path, "compute_80")[0]
         write_archive(images)
         own = {name: round(cost) for (architecture, name), cost in sorted(costs.items()) if architecture == "sm_90a"}
-        COSTS.write_text(json.dumps({"sources": hashes(), "sm_90a": own}, indent=1) + "\n")
+        COSTS.write_text(json.dumps({"sources": hashes(), "kernels": kernels, "sm_90a": own}, indent=1) + "\n")
         print(f"\n{ARCHIVE.name}: {ARCHIVE.stat().st_size} bytes")
     faults += archive_faults()
     for fault in faults:

@@ -18,6 +18,17 @@ made=$(mktemp -d)
 failed=0
 : >"$out/log.txt"
 
+# cuBLASLt where the linker does not look: the toolkit's, or what torch came with.
+if ! ldconfig -p 2>/dev/null | grep -q libcublasLt.so; then
+    packages=$(python3 -c 'import sysconfig; print(sysconfig.get_path("purelib"))' 2>/dev/null || true)
+    for folder in /usr/local/cuda/lib64 "$packages"/nvidia/*/lib; do
+        if compgen -G "$folder/libcublasLt.so*" >/dev/null; then
+            export LD_LIBRARY_PATH="$folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+            break
+        fi
+    done
+fi
+
 say() { echo "$@" | tee -a "$out/log.txt"; }
 
 # part NAME SECONDS COMMAND...
@@ -44,13 +55,14 @@ part() {
 }
 
 state() {
+    say "kernel $(uname -sr), libraries from ${LD_LIBRARY_PATH:-where the linker looks}"
     command -v nvidia-smi >/dev/null || return 0
     nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.draw,temperature.gpu --format=csv | tee -a "$out/log.txt"
 }
 
 state
 part check 150 "$check" --only check --out "$made"
-part bench 120 "$check" --only bench --out "$made"
+part bench 150 "$check" --only bench --out "$made"
 if python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
     part peers 110 python3 "$here/peers.py" --ours "$made" --out "$made/peers.json"
 else

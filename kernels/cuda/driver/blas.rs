@@ -47,10 +47,10 @@ pub(crate) enum Number {
     I8,
 }
 
-/// A product `sums = x w^T`, all in a device's memory: `x: [rows, k]`, `w: [n, k]`, of one kind of number; `sums: [rows, n]`, without
-/// gaps.
+/// A product `y = x w^T`, all in a device's memory: `x: [rows, k]`, `w: [n, k]`, of one kind of number; `y: [rows, n]`, of sums, or
+/// of them rounded to that kind of number.
 #[derive(Clone, Copy)]
-pub(crate) struct Sums<'a> {
+pub(crate) struct Multiplied<'a> {
     pub(crate) number: Number,
     pub(crate) rows: usize,
     pub(crate) n: usize,
@@ -59,7 +59,10 @@ pub(crate) struct Sums<'a> {
     pub(crate) x_stride: usize,
     pub(crate) w: &'a Memory,
     pub(crate) w_stride: usize,
-    pub(crate) sums: &'a Memory,
+    pub(crate) y: &'a Memory,
+    pub(crate) y_stride: usize,
+    /// Not of bytes.
+    pub(crate) rounded: bool,
 }
 
 /// What the library says, and what it was asked for.
@@ -107,24 +110,24 @@ impl Blas {
     ///
     /// # Safety
     ///
-    /// The memory has to be as large as the shapes say. Rows of x and w begin at multiples of 16 bytes.
-    pub(crate) unsafe fn multiply(&self, stream: &Stream, product: &Sums<'_>) -> Result<(), DeviceError> {
+    /// The memory has to be as large as the shapes say. Rows of x and w begin at multiples of 16 bytes, as does y.
+    pub(crate) unsafe fn multiply(&self, stream: &Stream, product: &Multiplied<'_>) -> Result<(), DeviceError> {
         stream.device.bind()?;
-        let &Sums { number, rows, n, k, x, x_stride, w, w_stride, sums } = product;
+        let &Multiplied { number, rows, n, k, x, x_stride, w, w_stride, y, y_stride, rounded } = product;
         use sys::{cublasComputeType_t as Compute, cudaDataType_t as Type};
         let (kind, sum, compute) = match number {
             Number::F16 => (Type::CUDA_R_16F, Type::CUDA_R_32F, Compute::CUBLAS_COMPUTE_32F),
             Number::Bf16 => (Type::CUDA_R_16BF, Type::CUDA_R_32F, Compute::CUBLAS_COMPUTE_32F),
             Number::I8 => (Type::CUDA_R_8I, Type::CUDA_R_32I, Compute::CUBLAS_COMPUTE_32I),
         };
-        // Columns first, as the library counts: sums^T [n, rows] = w [n, k] x^T [k, rows].
+        // Columns first, as the library counts: y^T [n, rows] = w [n, k] x^T [k, rows].
         let layout = |kind, rows: usize, columns: usize, stride: usize| {
             let layout = result::create_matrix_layout(kind, rows as u64, columns as u64, stride as i64);
             layout.map(|layout| Owned(layout, result::destroy_matrix_layout)).map_err(refused("describe a matrix"))
         };
         let a = layout(kind, k, n, w_stride)?;
         let b = layout(kind, k, rows, x_stride)?;
-        let d = layout(sum, n, rows, n)?;
+        let d = layout(if rounded { kind } else { sum }, n, rows, y_stride)?;
         let product = result::create_matmul_desc(compute, sum);
         let product = Owned(product.map_err(refused("describe a product"))?, result::destroy_matmul_desc);
         let transposed = 1i32;
@@ -158,7 +161,7 @@ impl Blas {
         // Of the type of the sums.
         let one = if number == Number::I8 { 1u32 } else { 1f32.to_bits() };
         let zero = 0u32;
-        let sums_at = sums.at() as *mut c_void;
+        let y_at = y.at() as *mut c_void;
         // SAFETY: the memory is as large as the descriptions say by this function's contract, and lives on: freeing it waits for
         // the device, and a recording keeps it.
         unsafe {
@@ -171,9 +174,9 @@ impl Blas {
                 a.0,
                 x.at() as *const c_void,
                 b.0,
-                sums_at,
+                y_at,
                 d.0,
-                sums_at,
+                y_at,
                 d.0,
                 &raw const chosen.algo,
                 self.workspace.at() as *mut c_void,
@@ -182,7 +185,7 @@ impl Blas {
             )
         }
         .map_err(refused("multiply"))?;
-        stream.keep(&[x, w, sums, &self.workspace], None);
+        stream.keep(&[x, w, y, &self.workspace], None);
         Ok(())
     }
 }

@@ -24,7 +24,7 @@ use cudarc::nvrtc::Ptx;
 use super::error::DeviceError;
 use super::images::{self, Image, Unit};
 
-pub(super) use blas::{Blas, Number, Sums};
+pub(super) use blas::{Blas, Multiplied, Number};
 pub(super) use compiler::compile;
 pub(super) use stream::Grid;
 pub use stream::{Graph, Mark, Stream};

@@ -1,12 +1,12 @@
-//! Times of products with few token rows: with weights that no cache holds (one after another of so many copies that the second-level
-//! cache is passed through many times), and with one that it holds.
+//! Times of products: with weights that no cache holds (one after another of so many copies that the second-level cache is passed
+//! through many times), and with one that it holds; in turns with cuBLASLt's of the same shape in half precision, where it is installed.
 
 use crate::Options;
 use crate::receipt::Receipts;
-use crate::support::codes_of;
+use crate::support::{Random, codes_of};
 use mbqc_kernels::cuda::{
-    Device, DeviceError, DeviceProduct, DeviceRows, DeviceTokens, DeviceWeight, Graph, Memory, Prefill, Spread, Stream,
-    Workspace,
+    Dense, DenseProduct, Device, DeviceError, DeviceNorm, DeviceProduct, DeviceRows, DeviceTokens, DeviceWeight,
+    Element, Graph, Memory, NormKind, Norms, Prefill, Spread, Stream, Workspace,
 };
 use mbqc_kernels::{FORMATS, Scheme};
 use serde_json::json;
@@ -15,8 +15,9 @@ use std::sync::Arc;
 /// Bytes that all copies of a weight take together, at least.
 const ROTATED: usize = 512 << 20;
 
-/// Products in a graph of products with many rows.
-const REPEATED: usize = 10;
+/// How often each of several graphs has its turn, and launches of a turn; for many rows, a graph of which takes longer.
+const FEW_TURNS: [usize; 2] = [5, 10];
+const MANY_TURNS: [usize; 2] = [3, 5];
 
 /// Weights of a group.
 const GROUP: usize = 128;
@@ -24,13 +25,58 @@ const GROUP: usize = 128;
 /// Input by output channels of a 7B decoder's layers, and a square.
 const SIZES: [(usize, usize); 5] = [(3584, 3584), (3584, 10752), (3584, 18944), (18944, 3584), (8192, 8192)];
 
-/// Copies of a layer, with inputs and outputs for up to 16 rows.
+const FEW: [&str; 5] = ["w3", "w4", "w2", "w4a8", "w8a8"];
+
+/// A graph of so many products.
+struct Timed {
+    graph: Graph,
+    products: usize,
+}
+
+/// Seconds for a product of each: the least, the median, the most. They take turns, so that what disturbs one disturbs all.
+fn in_turns(stream: &Stream, all: &[Timed], turns: [usize; 2], small: bool) -> Result<Vec<[f64; 3]>, DeviceError> {
+    let [turns, launches] = if small { [1, 2] } else { turns };
+    let mut times = vec![Vec::new(); all.len()];
+    for turn in 0..=turns {
+        for (timed, times) in all.iter().zip(&mut times) {
+            // The first turn is there to warm up.
+            let seconds = stream.seconds(&timed.graph, if turn == 0 { 1 } else { launches })?;
+            if turn > 0 {
+                times.extend(seconds.into_iter().map(|time| time / timed.products as f64));
+            }
+        }
+    }
+    Ok(times
+        .into_iter()
+        .map(|mut times: Vec<f64>| {
+            times.sort_by(f64::total_cmp);
+            [times[0], times[times.len() / 2], times[times.len() - 1]]
+        })
+        .collect())
+}
+
+fn microseconds([least, median, most]: [f64; 3]) -> String {
+    format!("{:.2} ({:.2} to {:.2})", 1e6 * median, 1e6 * least, 1e6 * most)
+}
+
+/// Token rows of inputs and outputs of copies.
+const FEW_ROWS: usize = 16;
+
+/// Copies of a layer, with inputs and outputs for few rows.
 struct Layer {
     weights: Vec<DeviceWeight>,
     x: Vec<Memory>,
     /// Of rows that are rounded to bytes.
     scales: Memory,
     y: Vec<Memory>,
+}
+
+/// Activations of that many rows, of either kind: as bytes and as half precision they are small numbers, none of them zero.
+fn activations(stream: &Stream, rows: usize, k: usize) -> Result<Memory, DeviceError> {
+    let memory = stream.device().memory(2 * rows * k)?;
+    let bytes: Vec<u8> = (0..2 * rows * k).map(|i| if i % 2 == 0 { (i * 7 % 256) as u8 } else { 0x2c }).collect();
+    stream.write(&memory, &bytes)?;
+    Ok(memory)
 }
 
 impl Layer {
@@ -44,16 +90,10 @@ impl Layer {
         while weights.len() < copies {
             weights.push(weights[0].copy(stream)?);
         }
-        let ones: Vec<u8> = (0..32 * k).map(|i| if i % 2 == 0 { (i * 7 % 256) as u8 } else { 0x2c }).collect();
-        let (mut x, mut y) = (Vec::new(), Vec::new());
-        for _ in 0..copies {
-            let memory = stream.device().memory(ones.len())?;
-            stream.write(&memory, &ones)?;
-            x.push(memory);
-            y.push(stream.device().memory(32 * n)?);
-        }
-        let scales = stream.device().memory(64)?;
-        stream.write(&scales, &1f32.to_le_bytes().repeat(16))?;
+        let x = (0..copies).map(|_| activations(stream, FEW_ROWS, k)).collect::<Result<_, _>>()?;
+        let y = (0..copies).map(|_| stream.device().memory(2 * FEW_ROWS * n)).collect::<Result<_, _>>()?;
+        let scales = stream.device().memory(4 * FEW_ROWS)?;
+        stream.write(&scales, &1f32.to_le_bytes().repeat(FEW_ROWS))?;
         Ok(Layer { weights, x, scales, y })
     }
 
@@ -65,36 +105,84 @@ impl Layer {
         copies: usize,
         spread: Option<Spread>,
         count: usize,
-    ) -> Result<Graph, DeviceError> {
+    ) -> Result<Timed, DeviceError> {
         let mut workspace = Workspace::new(stream, &[&self.weights[0]], spread)?;
-        stream.record(|stream| {
+        let graph = stream.record(|stream| {
             for i in 0..count {
                 let (weight, at) = (&self.weights[i % copies], i % self.weights.len());
-                let x = DeviceRows { memory: &self.x[at], stride: weight.k() };
-                let rounded = weight.format().scheme == Scheme::WeightActivation;
-                let product = DeviceProduct {
-                    x: if rounded { DeviceTokens { codes: x, scales: &self.scales }.into() } else { x.into() },
-                    rows,
-                    element: mbqc_kernels::cuda::Element::F16,
-                    bias: None,
-                    residual: None,
-                    y: DeviceRows { memory: &self.y[at], stride: weight.outputs() },
-                    single: false,
-                    spread,
-                };
-                weight.product(stream, &product, &mut workspace)?;
+                let product = product(weight, rows, &self.x[at], &self.scales, &self.y[at]);
+                weight.product(stream, &DeviceProduct { spread, ..product }, &mut workspace)?;
             }
             Ok(())
-        })
+        })?;
+        Ok(Timed { graph, products: count })
     }
 }
 
-/// Seconds for a kernel of a graph, the median and the extremes of several launches.
-fn time(stream: &Stream, graph: &Graph, launches: usize) -> Result<[f64; 3], DeviceError> {
-    stream.seconds(graph, 1)?;
-    let mut times = stream.seconds(graph, launches)?;
-    times.sort_by(f64::total_cmp);
-    Ok([times[0], times[times.len() / 2], times[times.len() - 1]].map(|time| time / graph.kernels() as f64))
+/// In half precision, with nothing besides.
+fn product<'a>(
+    weight: &DeviceWeight,
+    rows: usize,
+    x: &'a Memory,
+    scales: &'a Memory,
+    y: &'a Memory,
+) -> DeviceProduct<'a> {
+    let x = DeviceRows { memory: x, stride: weight.k() };
+    let rounded = weight.format().scheme == Scheme::WeightActivation;
+    DeviceProduct {
+        x: if rounded { DeviceTokens { codes: x, scales }.into() } else { x.into() },
+        rows,
+        element: Element::F16,
+        bias: None,
+        residual: None,
+        y: DeviceRows { memory: y, stride: weight.outputs() },
+        single: false,
+        spread: None,
+    }
+}
+
+/// Copies of a layer in half precision, which cuBLASLt multiplies by.
+struct DenseLayer {
+    size: (usize, usize),
+    dense: Dense,
+    weights: Vec<Memory>,
+}
+
+impl DenseLayer {
+    /// `None` where there is no cuBLASLt.
+    fn new(stream: &Stream, (k, n): (usize, usize), bytes: usize) -> Result<Option<DenseLayer>, DeviceError> {
+        let dense = match Dense::new(stream) {
+            Err(DeviceError::NoBlas) => return Ok(None),
+            other => other?,
+        };
+        let mut random = Random(1);
+        let numbers: Vec<u8> =
+            (0..n * k).flat_map(|_| half::f16::from_f32(0.01 * random.signed()).to_le_bytes()).collect();
+        let first = stream.device().memory(numbers.len())?;
+        stream.write(&first, &numbers)?;
+        let copies = (bytes / numbers.len()).max(2);
+        let mut weights = vec![first];
+        while weights.len() < copies {
+            let memory = stream.device().memory(numbers.len())?;
+            stream.copy(&weights[0], &memory)?;
+            weights.push(memory);
+        }
+        Ok(Some(DenseLayer { size: (k, n), dense, weights }))
+    }
+
+    fn graph(&mut self, stream: &mut Stream, rows: usize, count: usize) -> Result<Timed, DeviceError> {
+        let (k, n) = self.size;
+        let (x, y) = (activations(stream, rows, k)?, stream.device().memory(2 * rows * n)?);
+        let graph = stream.record(|stream| {
+            for i in 0..count {
+                let w = DeviceRows { memory: &self.weights[i % self.weights.len()], stride: k };
+                let (x, y) = (DeviceRows { memory: &x, stride: k }, DeviceRows { memory: &y, stride: n });
+                self.dense.product(stream, &DenseProduct { element: Element::F16, rows, n, k, x, w, y })?;
+            }
+            Ok(())
+        })?;
+        Ok(Timed { graph, products: count })
+    }
 }
 
 /// Products in a graph: all copies, so often that the launch of a graph is little beside it.
@@ -106,120 +194,191 @@ fn sizes(options: &Options) -> Vec<(usize, usize)> {
     if options.small { vec![(256, 96)] } else { SIZES.to_vec() }
 }
 
+fn rotated(options: &Options) -> usize {
+    if options.small { 0 } else { ROTATED }
+}
+
+/// What the device can do at best: bytes per second of a copy, and seconds for a kernel of a graph that has next to nothing to do.
+fn ceilings(stream: &mut Stream, options: &Options) -> Result<(), DeviceError> {
+    let device = stream.device().clone();
+    let bytes = if options.small { 1 << 12 } else { 1 << 30 };
+    let (from, to) = (device.memory(bytes)?, device.memory(bytes)?);
+    stream.fill(&from, 0x2c)?;
+    let mut best = f64::INFINITY;
+    for _ in 0..5 {
+        let start = stream.mark()?;
+        stream.copy(&from, &to)?;
+        let end = stream.mark()?;
+        best = best.min(start.seconds_to(&end)?);
+    }
+    let (norms, memory) = (Norms::load(&device)?, device.memory(64)?);
+    stream.fill(&memory, 0)?;
+    let [x, sum] = [memory.part(0..16)?, memory.part(32..48)?];
+    let norm = DeviceNorm {
+        element: Element::F16,
+        rows: 1,
+        k: 8,
+        x: DeviceRows { memory: &x, stride: 8 },
+        residual: None,
+        sum: Some(&sum),
+        kind: NormKind::None,
+        y: None,
+        tokens: None,
+    };
+    let count = if options.small { 3 } else { 500 };
+    let graph = stream.record(|stream| (0..count).try_for_each(|_| norms.run(stream, &norm)))?;
+    let small = in_turns(stream, &[Timed { graph, products: count }], FEW_TURNS, options.small)?[0];
+    println!("\na copy: {:.2} TB/s, read and written", 2.0 * bytes as f64 / best / 1e12);
+    println!("a kernel of a graph with next to nothing to do: {} microseconds", microseconds(small));
+    Ok(())
+}
+
 /// Tables of times, which go to the receipts as well.
 pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receipts) -> Result<(), DeviceError> {
     let mut stream = device.stream()?;
+    ceilings(&mut stream, options)?;
     println!(
-        "\nmicroseconds for a product: median (least to most); f16, groups of 128; cold: {} MB of copies",
+        "\nmicroseconds for a product: median (least to most) of {} graphs in turns; f16, groups of {GROUP}; cold: {} MB of copies",
+        FEW_TURNS[0] * FEW_TURNS[1],
         ROTATED >> 20
     );
-    println!("| format | k x n | rows | bytes | spread | cold | GB/s | warm |");
-    println!("|---|---|---|---|---|---|---|---|");
-    for format in ["w3", "w4", "w2", "w4a8", "w8a8"] {
-        for (k, n) in sizes(options) {
-            let layer = Layer::new(&stream, format, (k, n), if options.small { 0 } else { ROTATED })?;
-            let copies = layer.weights.len();
-            for rows in [1, 8, 16] {
-                let launches = if options.small { 2 } else { 50 };
+    println!("| k x n | rows | format | bytes | spread | cold | GB/s | cuBLASLt f16 over it | warm |");
+    println!("|---|---|---|---|---|---|---|---|---|");
+    for (k, n) in sizes(options) {
+        let layers = FEW.into_iter().map(|format| Layer::new(&stream, format, (k, n), rotated(options)));
+        let layers = layers.collect::<Result<Vec<Layer>, _>>()?;
+        let mut dense = DenseLayer::new(&stream, (k, n), rotated(options))?;
+        for rows in [1, 8, 16] {
+            let mut graphs = Vec::new();
+            for layer in &layers {
+                let copies = layer.weights.len();
                 let count = products(copies, options);
-                let graph = layer.graph(&mut stream, rows, copies, None, count)?;
-                let cold = time(&stream, &graph, launches)?;
-                let graph = layer.graph(&mut stream, rows, 1, None, count)?;
-                let warm = time(&stream, &graph, launches)?;
-                let number = if format.ends_with("a8") { 1 } else { 2 };
-                let bytes = layer.weights[0].bytes() + rows * (number * k + 2 * n);
-                let Spread { together, blocks } = layer.weights[0].spread(rows);
+                for copies in [copies, 1] {
+                    graphs.push(layer.graph(&mut stream, rows, copies, None, count)?);
+                }
+            }
+            if let Some(dense) = &mut dense {
+                let count = products(dense.weights.len(), options);
+                graphs.push(dense.graph(&mut stream, rows, count)?);
+            }
+            let times = in_turns(&stream, &graphs, FEW_TURNS, options.small)?;
+            let (own, peer) = times.split_at(2 * layers.len());
+            for (layer, times) in layers.iter().zip(own.chunks(2)) {
+                let (weight, cold, warm) = (&layer.weights[0], times[0], times[1]);
+                let format = weight.format();
+                let number = if format.scheme == Scheme::WeightActivation { 1 } else { 2 };
+                let bytes = weight.bytes() + rows * (number * k + 2 * n);
+                let Spread { together, blocks } = weight.spread(rows);
                 // Half of the cache: it is in two parts.
                 let fits = bytes <= device.about().cache / 2;
-                let us = |[least, median, most]: [f64; 3]| {
-                    format!("{:.2} ({:.2} to {:.2})", 1e6 * median, 1e6 * least, 1e6 * most)
-                };
                 println!(
-                    "| {format} | {k} x {n} | {rows} | {:.2} MB | {together} x {blocks} | {} | {:.0} | {} |",
+                    "| {k} x {n} | {rows} | {} | {:.2} MB | {together} x {blocks} | {} | {:.0} | {} | {} |",
+                    format.name,
                     bytes as f64 / 1e6,
-                    us(cold),
+                    microseconds(cold),
                     bytes as f64 / cold[1] / 1e9,
-                    if fits { us(warm) } else { "-".to_owned() }
+                    peer.first().map_or("-".to_owned(), |peer| format!("{:.2}", peer[1] / cold[1])),
+                    if fits { microseconds(warm) } else { "-".to_owned() }
                 );
                 receipts.time(
-                    format,
+                    format.name,
                     json!({"k": k, "n": n, "rows": rows, "bytes": bytes, "together": together, "blocks": blocks,
-                        "cold": cold, "warm": fits.then_some(warm)}),
+                        "cold": cold, "warm": fits.then_some(warm), "dense": peer.first()}),
                 );
             }
-            // What was measured is kept, should there be no time for the rest.
-            receipts.keep();
+            if let Some(&peer) = peer.first() {
+                let bytes = 2 * (n * k + rows * (k + n));
+                println!(
+                    "| {k} x {n} | {rows} | cuBLASLt f16 | {:.2} MB | | {} | {:.0} | | |",
+                    bytes as f64 / 1e6,
+                    microseconds(peer),
+                    bytes as f64 / peer[1] / 1e9
+                );
+            }
         }
+        // What was measured is kept, should there be no time for the rest.
+        receipts.keep();
     }
     Ok(())
 }
 
-/// Products with many token rows, by our kernels in slices of what they take at once, and by cuBLASLt: where the one becomes better than the
-/// other.
+/// Products with more rows than a kernel takes at once: by our kernels in slices of what they take, by cuBLASLt from slabs of the
+/// weight, and cuBLASLt's in half precision, in turns and with weights that no cache holds.
 pub(crate) fn many(device: &Arc<Device>, options: &Options, receipts: &mut Receipts) -> Result<(), DeviceError> {
     let mut stream = device.stream()?;
-    println!("\nmicroseconds for a product with many rows, one weight; TFLOP/s of the better");
-    println!("| format | k x n | rows | by our kernels | by cuBLASLt | TFLOP/s |");
-    println!("|---|---|---|---|---|---|");
+    println!("\nmicroseconds for a product with many rows; over cuBLASLt's in f16: of the better");
+    println!("| k x n | rows | format | by our kernels | by cuBLASLt | TFLOP/s | cuBLASLt f16 | time over it |");
+    println!("|---|---|---|---|---|---|---|---|");
     let (sizes, many): (_, &[usize]) = match options.small {
         true => (vec![(256, 96)], &[20]),
-        false => (vec![(3584, 3584), (3584, 18944)], &[32, 64, 128, 256, 512, 1024, 2048, 4096]),
+        false => (vec![(3584, 3584), (3584, 18944)], &[17, 24, 32, 33, 48, 64, 128, 256, 512, 1024, 2048, 4096]),
     };
-    for (format, (k, n)) in
-        ["w3", "w4", "w4a8", "w8a8"].into_iter().flat_map(|format| sizes.iter().map(move |&size| (format, size)))
-    {
-        let layer = Layer::new(&stream, format, (k, n), 0)?;
-        let weight = &layer.weights[0];
-        let mut workspace = Workspace::new(&stream, &[weight], None)?;
+    for (k, n) in sizes {
+        let layers = ["w3", "w4", "w4a8", "w8a8"].map(|format| Layer::new(&stream, format, (k, n), rotated(options)));
+        let layers = layers.into_iter().collect::<Result<Vec<Layer>, _>>()?;
+        let Some(mut dense) = DenseLayer::new(&stream, (k, n), rotated(options))? else {
+            return Err(DeviceError::NoBlas);
+        };
         for &rows in many {
-            let (x, y) = (device.memory(2 * rows * k)?, device.memory(2 * rows * n)?);
+            let (x, y) = (activations(&stream, rows, k)?, device.memory(2 * rows * n)?);
             let scales = device.memory(4 * rows)?;
-            stream.fill(&x, 0x2c)?;
             stream.fill(&scales, 0x2c)?;
-            let rows_of_x = DeviceRows { memory: &x, stride: k };
-            let rounded = weight.format().scheme == Scheme::WeightActivation;
-            let product = DeviceProduct {
-                x: if rounded { DeviceTokens { codes: rows_of_x, scales: &scales }.into() } else { rows_of_x.into() },
-                rows,
-                element: mbqc_kernels::cuda::Element::F16,
-                bias: None,
-                residual: None,
-                y: DeviceRows { memory: &y, stride: n },
-                single: false,
-                spread: None,
-            };
-            let launches = if options.small { 2 } else { 10 };
-            // A graph tells the time of a kernel, of which a product has several.
-            let whole = |graph: &Graph, stream: &Stream| -> Result<f64, DeviceError> {
-                Ok(time(stream, graph, launches)?[1] * graph.kernels() as f64 / REPEATED as f64)
-            };
-            let sliced = match rows <= 512 {
-                true => {
+            let count = dense.weights.len();
+            let mut graphs = vec![dense.graph(&mut stream, rows, count)?];
+            // Slices, and cuBLASLt: neither of which need be there.
+            let mut places = Vec::new();
+            for layer in &layers {
+                let count = layer.weights.len();
+                let first = &layer.weights[0];
+                let mut place = [None; 2];
+                if rows <= 256 {
+                    let mut workspace = Workspace::new(&stream, &[first], None)?;
                     let graph = stream.record(|stream| {
-                        (0..REPEATED).try_for_each(|_| weight.product(stream, &product, &mut workspace))
+                        layer.weights.iter().try_for_each(|weight| {
+                            weight.product(stream, &product(weight, rows, &x, &scales, &y), &mut workspace)
+                        })
                     })?;
-                    Some(whole(&graph, &stream)?)
+                    place[0] = Some(graphs.len());
+                    graphs.push(Timed { graph, products: count });
                 }
-                false => None,
-            };
-            let mut prefill = Prefill::new(&stream, &[weight], rows)?;
-            let graph = stream.record(|stream| {
-                (0..REPEATED).try_for_each(|_| weight.product_of_many(stream, &product, &mut prefill))
-            })?;
-            let blas = whole(&graph, &stream)?;
-            let best = sliced.map_or(blas, |sliced| sliced.min(blas));
-            println!(
-                "| {format} | {k} x {n} | {rows} | {} | {:.1} | {:.0} |",
-                sliced.map_or("-".to_owned(), |sliced| format!("{:.1}", 1e6 * sliced)),
-                1e6 * blas,
-                2.0 * (rows * k * n) as f64 / best / 1e12
-            );
-            receipts.time(
-                "finish",
-                json!({"format": format, "k": k, "n": n, "rows": rows, "sliced": sliced, "blas": blas}),
-            );
+                let mut prefill = Prefill::new(&stream, &[first], rows)?;
+                let graph = stream.record(|stream| {
+                    layer.weights.iter().try_for_each(|weight| {
+                        weight.product_of_many(stream, &product(weight, rows, &x, &scales, &y), &mut prefill)
+                    })
+                });
+                match graph {
+                    // cuBLASLt need not have a kernel for so few.
+                    Err(DeviceError::Driver { .. }) if rows < 32 => {}
+                    other => {
+                        place[1] = Some(graphs.len());
+                        graphs.push(Timed { graph: other?, products: count });
+                    }
+                }
+                places.push(place);
+            }
+            let times = in_turns(&stream, &graphs, MANY_TURNS, options.small)?;
+            let peer = times[0][1];
+            for (layer, place) in layers.iter().zip(places) {
+                let [sliced, blas] = place.map(|place| place.map(|place| times[place][1]));
+                let Some(best) = [sliced, blas].into_iter().flatten().reduce(f64::min) else { continue };
+                let cell = |time: Option<f64>| time.map_or("-".to_owned(), |time| format!("{:.1}", 1e6 * time));
+                let name = layer.weights[0].format().name;
+                println!(
+                    "| {k} x {n} | {rows} | {name} | {} | {} | {:.0} | {:.1} | {:.2} |",
+                    cell(sliced),
+                    cell(blas),
+                    2.0 * (rows * k * n) as f64 / best / 1e12,
+                    1e6 * peer,
+                    best / peer
+                );
+                receipts.time(
+                    "finish",
+                    json!({"format": name, "k": k, "n": n, "rows": rows, "sliced": sliced, "blas": blas, "dense": peer}),
+                );
+            }
+            receipts.keep();
         }
-        receipts.keep();
     }
     Ok(())
 }
@@ -227,25 +386,34 @@ pub(crate) fn many(device: &Arc<Device>, options: &Options, receipts: &mut Recei
 /// Every way to deal a product to the device, the fastest first, beside the one that is chosen.
 pub(crate) fn tune(device: &Arc<Device>, options: &Options) -> Result<(), DeviceError> {
     let mut stream = device.stream()?;
-    println!("\n| k x n | rows | chosen | microseconds | fastest | microseconds | next | microseconds |");
-    println!("|---|---|---|---|---|---|---|---|");
-    for (k, n) in sizes(options) {
-        let layer = Layer::new(&stream, "w3", (k, n), if options.small { 0 } else { ROTATED })?;
+    println!("\n| format | k x n | rows | chosen | microseconds | fastest | microseconds | next | microseconds |");
+    println!("|---|---|---|---|---|---|---|---|---|");
+    for (format, (k, n)) in
+        ["w3", "w4"].into_iter().flat_map(|format| sizes(options).into_iter().map(move |size| (format, size)))
+    {
+        let layer = Layer::new(&stream, format, (k, n), rotated(options))?;
         let copies = layer.weights.len();
+        let count = products(copies, options);
         for rows in [1, 8, 16] {
             let chosen = layer.weights[0].spread(rows);
+            let mut time = |spread: Option<Spread>| -> Result<f64, DeviceError> {
+                let timed = layer.graph(&mut stream, rows, copies, spread, count)?;
+                stream.seconds(&timed.graph, 1)?;
+                let mut times = stream.seconds(&timed.graph, 5)?;
+                times.sort_by(f64::total_cmp);
+                Ok(times[2] / count as f64)
+            };
             let mut times = Vec::new();
             for spread in layer.weights[0].spreads(device) {
-                let graph = layer.graph(&mut stream, rows, copies, Some(spread), products(copies, options))?;
-                times.push((time(&stream, &graph, 5)?[1], spread));
+                times.push((time(Some(spread))?, spread));
             }
-            let graph = layer.graph(&mut stream, rows, copies, None, products(copies, options))?;
-            let own = time(&stream, &graph, 5)?[1];
+            let own = time(None)?;
             times.sort_by(|a, b| a.0.total_cmp(&b.0));
             let cell = |(time, Spread { together, blocks }): (f64, Spread)| {
                 format!("{together} x {blocks} | {:.2}", 1e6 * time)
             };
-            println!("| {k} x {n} | {rows} | {} | {} | {} |", cell((own, chosen)), cell(times[0]), cell(times[1]));
+            let [best, next] = [0, 1].map(|i| times.get(i).copied().map_or("- | -".to_owned(), cell));
+            println!("| {format} | {k} x {n} | {rows} | {} | {best} | {next} |", cell((own, chosen)));
         }
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! Products with few token rows, against float64 from the codes.
 
 use crate::Options;
-use crate::few_rows::{Case, Shape, bits, shapes};
+use crate::few_rows::{Case, Shape, bits, name, shapes};
 use crate::receipt::Receipts;
 use crate::support::Random;
 use half::{bf16, f16};
@@ -81,10 +81,7 @@ fn spread(shape: &Shape) -> Option<Spread> {
 
 /// The name of the kernel that runs a shape.
 fn kernel(shape: &Shape) -> String {
-    let element = match shape.element {
-        Element::F16 => "f16",
-        Element::Bf16 => "bf16",
-    };
+    let element = name(shape.element);
     match shape.rows {
         ..=8 => format!("w{}a16_{element}_8_g{}", shape.bits, shape.group.min(128)),
         33.. if shape.blocks == 0 => format!("w{}a16_{element}_64", shape.bits),
@@ -129,7 +126,7 @@ fn judged(
 
 /// The number of faults.
 pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receipts) -> Result<usize, DeviceError> {
-    let mut stream = device.stream()?;
+    let stream = device.stream()?;
     let mut faults = Vec::new();
     let mut random = Random(5);
     let mut cases: BTreeMap<u32, usize> = BTreeMap::new();
@@ -145,11 +142,10 @@ pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receip
     for (bits, count) in cases {
         println!("w{bits}: {count} shapes, {} runs each", options.runs);
     }
-    tiles_are_those_of_the_host(&stream, &mut faults)?;
-    numbers_of_codes(&stream, &mut faults)?;
+    tiles_are_those_of_the_host(&stream, receipts, &mut faults)?;
+    numbers_of_codes(&stream, receipts, &mut faults)?;
     rows_do_not_meet(&stream, receipts, &mut faults)?;
     every_weight(&stream, &mut faults)?;
-    recorded(&mut stream, &mut faults)?;
     for fault in &faults {
         println!("WRONG: {fault}");
         receipts.fault(fault);
@@ -181,7 +177,11 @@ fn large_shapes() -> Vec<Shape> {
 }
 
 /// Weights that the device arranges lie as those that the host does: every group, gates, tails, types of scales, no zero points.
-fn tiles_are_those_of_the_host(stream: &Stream, faults: &mut Vec<String>) -> Result<(), DeviceError> {
+fn tiles_are_those_of_the_host(
+    stream: &Stream,
+    receipts: &mut Receipts,
+    faults: &mut Vec<String>,
+) -> Result<(), DeviceError> {
     for bits in [2, 3, 4] {
         for (i, group) in [32, 64, 128, 256].into_iter().enumerate() {
             for (n, k, gated) in [(33, 300, false), (62, 129, true), (96, 1024, true)] {
@@ -202,6 +202,7 @@ fn tiles_are_those_of_the_host(stream: &Stream, faults: &mut Vec<String>) -> Res
                 let zero_points = stored.zero_points.filter(|_| i != 1);
                 let stored = Stored { scales, zero_points, ..stored };
                 let weight = DeviceWeight::load(stream, shape.format(), &stored, gated)?;
+                receipts.checked(shape.format().name, &format!("w{bits}_repack"), true, 0.0, 1);
                 let mut bytes = vec![0; weight.bytes()];
                 stream.read(weight.tiles(), &mut bytes)?;
                 if bytes != Tiles::new(shape.format(), &stored, gated)?.bytes {
@@ -214,7 +215,7 @@ fn tiles_are_those_of_the_host(stream: &Stream, faults: &mut Vec<String>) -> Res
 }
 
 /// What codes stand for, in 16 bits: exact but for one rounding.
-fn numbers_of_codes(stream: &Stream, faults: &mut Vec<String>) -> Result<(), DeviceError> {
+fn numbers_of_codes(stream: &Stream, receipts: &mut Receipts, faults: &mut Vec<String>) -> Result<(), DeviceError> {
     for bits_of_code in [2, 3, 4] {
         for (element, group, n, k, gated) in [
             (Element::F16, 128, 96, 300, false),
@@ -227,6 +228,8 @@ fn numbers_of_codes(stream: &Stream, faults: &mut Vec<String>) -> Result<(), Dev
             let weight = DeviceWeight::load(stream, shape.format(), &case.stored(), gated)?;
             let outputs = weight.outputs();
             let (stride, row_tiles) = (k.next_multiple_of(8) + 8, n.div_ceil(32));
+            let kernel = format!("w{bits_of_code}_dequantize_{}", name(element));
+            receipts.checked(shape.format().name, &kernel, false, 0.0, row_tiles);
             for first in 0..row_tiles {
                 let memory = stream.device().memory(2 * 32 * (row_tiles - first) * stride)?;
                 stream.fill(&memory, 0xff)?;
@@ -326,71 +329,6 @@ fn every_weight(stream: &Stream, faults: &mut Vec<String>) -> Result<(), DeviceE
                     faults.push(format!("{shape:?}: weight {} of {channel} is {y}, not {wanted}", first + row));
                 }
             }
-        }
-    }
-    Ok(())
-}
-
-/// A chain of products in a graph, launched again and again, in place of the same chain in a stream: every product reads what the
-/// one before wrote, so that none may begin too early.
-fn recorded(stream: &mut Stream, faults: &mut Vec<String>) -> Result<(), DeviceError> {
-    let k = 512;
-    let shape = Shape { k, n: k, rows: 3, blocks: 5, together: 2, single: false, ..Shape::PLAIN };
-    let mut random = Random(9);
-    let case = Case::new(shape, |_, _| 1e-3 * random.signed());
-    let weight = DeviceWeight::load(stream, shape.format(), &case.stored(), false)?;
-    let mut workspace = Workspace::new(stream, &[&weight], spread(&shape))?;
-    let bytes = 2 * shape.rows * k;
-    let buffers = [stream.device().memory(bytes)?, stream.device().memory(bytes)?];
-    let start: Vec<u8> = (0..shape.rows * k).flat_map(|i| [(i * 37 % 251) as u8, 0x10]).collect();
-    let chain = |stream: &Stream, workspace: &mut Workspace| -> Result<(), DeviceError> {
-        for i in 0..4 {
-            let product = DeviceProduct {
-                x: DeviceRows { memory: &buffers[i % 2], stride: k }.into(),
-                rows: shape.rows,
-                element: shape.element,
-                bias: None,
-                residual: None,
-                y: DeviceRows { memory: &buffers[(i + 1) % 2], stride: k },
-                single: false,
-                spread: spread(&shape),
-            };
-            weight.product(stream, &product, workspace)?;
-        }
-        Ok(())
-    };
-    let mut alone = stream.device().stream()?;
-    alone.set_overlap(false);
-    let own = {
-        let mut workspace = Workspace::new(&alone, &[&weight], spread(&shape))?;
-        stream.write(&buffers[0], &start)?;
-        for _ in 0..3 {
-            chain(&alone, &mut workspace)?;
-        }
-        let mut out = vec![0; bytes];
-        alone.read(&buffers[0], &mut out)?;
-        out
-    };
-    let graph = stream.record(|stream| chain(stream, &mut workspace))?;
-    let stream = &*stream;
-    let result = |again: &mut dyn FnMut() -> Result<(), DeviceError>| -> Result<Vec<u8>, DeviceError> {
-        stream.write(&buffers[0], &start)?;
-        again()?;
-        let mut out = vec![0; bytes];
-        stream.read(&buffers[0], &mut out)?;
-        Ok(out)
-    };
-    if graph.kernels() != 4 {
-        faults.push(format!("a graph of 4 products has {} kernels", graph.kernels()));
-    }
-    let replayed = result(&mut || (0..3).try_for_each(|_| graph.launch()))?;
-    let streamed = result(&mut || (0..3).try_for_each(|_| chain(stream, &mut workspace)))?;
-    if own.iter().all(|&byte| byte == 0) {
-        faults.push("a chain of products makes zeros of everything".to_owned());
-    }
-    for (name, found) in [("in a graph", replayed), ("one after the other", streamed)] {
-        if found != own {
-            faults.push(format!("a chain of products {name} differs from one where each waits for the one before"));
         }
     }
     Ok(())

@@ -26,6 +26,14 @@ pub(crate) fn value(element: Element, bits: u16) -> f32 {
     }
 }
 
+/// As names of kernels have it.
+pub(crate) fn name(element: Element) -> &'static str {
+    match element {
+        Element::F16 => "f16",
+        Element::Bf16 => "bf16",
+    }
+}
+
 /// What is multiplied, and how.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {

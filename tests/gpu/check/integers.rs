@@ -1,7 +1,7 @@
 //! Products of weights and activations of few bits: sums are exact, so every bit is known.
 
 use crate::Options;
-use crate::few_rows::{GAP, bits, value};
+use crate::few_rows::{GAP, bits, name, value};
 use crate::receipt::Receipts;
 use crate::support::{Random, codes_of};
 use mbqc_kernels::affine::Codes;
@@ -68,12 +68,16 @@ pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receip
     for format in FORMATS.iter().filter(|format| format.scheme == Scheme::WeightActivation && format.tiles.is_some()) {
         let shapes = shapes(format, options.small);
         for shape in &shapes {
+            let element = name(shape.element);
             match judged(&stream, shape, runs) {
-                Ok(Ok(())) => {}
+                Ok(Ok(true)) => {
+                    receipts.checked(format.name, &format!("{}_codes", format.name), true, 0.0, 1);
+                    receipts.checked("finish", &format!("finish_integers_{element}"), shape.single, 0.0, 1);
+                }
+                Ok(Ok(false)) => {}
                 Ok(Err(fault)) => faults.push(format!("{shape:?}: {fault}")),
                 Err(error) => faults.push(format!("{shape:?}: {error}")),
             }
-            let element = if shape.element == Element::F16 { "f16" } else { "bf16" };
             let kernel = format!("{}_{element}_{}", format.name, if shape.rows <= 8 { 8 } else { 16 });
             receipts.checked(format.name, &kernel, shape.single, 0.0, runs);
         }
@@ -86,7 +90,8 @@ pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receip
     Ok(faults.len())
 }
 
-fn judged(stream: &Stream, shape: &Shape, runs: usize) -> Result<Result<(), String>, DeviceError> {
+/// What is wrong, or whether cuBLASLt was there to multiply too.
+fn judged(stream: &Stream, shape: &Shape, runs: usize) -> Result<Result<bool, String>, DeviceError> {
     let &Shape { format, element, n, k, rows, spread, gated, residual, single } = shape;
     let weight_codes = codes_of(format, n, k, k, (n + k) as u64);
     let packed = (format.pack)(&weight_codes);
@@ -185,7 +190,7 @@ fn judged(stream: &Stream, shape: &Shape, runs: usize) -> Result<Result<(), Stri
     }
     // The same sums, whoever adds them up.
     let mut prefill = match Prefill::new(stream, &[&weight], rows) {
-        Err(DeviceError::NoBlas) => return Ok(Ok(())),
+        Err(DeviceError::NoBlas) => return Ok(Ok(false)),
         other => other?,
     };
     stream.fill(&y, 0xff)?;
@@ -193,13 +198,13 @@ fn judged(stream: &Stream, shape: &Shape, runs: usize) -> Result<Result<(), Stri
         // cuBLASLt need not have a kernel for so few.
         Err(error @ DeviceError::Driver { .. }) if rows < 32 => {
             println!("{}: {rows} rows, not checked: {error}", format.name);
-            return Ok(Ok(()));
+            return Ok(Ok(false));
         }
         other => other?,
     }
     let mut bytes = vec![0; y.bytes()];
     stream.read(&y, &mut bytes)?;
-    Ok(compare(&bytes).map_err(|fault| format!("many rows: {fault}")))
+    Ok(compare(&bytes).map(|()| true).map_err(|fault| format!("many rows: {fault}")))
 }
 
 /// The products of a channel's weights with a row's codes.

@@ -11,6 +11,7 @@
 #![allow(clippy::print_stdout, reason = "a program that prints")]
 
 mod bench;
+mod chains;
 mod check;
 mod few_rows;
 mod integers;
@@ -96,20 +97,23 @@ fn work(options: &Options) -> Result<usize, String> {
     let mut faults = 0;
     if options.does("check") {
         type Part = fn(&Arc<Device>, &Options, &mut receipt::Receipts) -> Result<usize, DeviceError>;
-        let parts: [(&str, Part); 5] = [
+        let parts: [(&str, Part); 6] = [
             ("few rows", check::all),
             ("integers", integers::all),
             ("norms", norms::all),
             ("many rows", prefill::all),
+            ("chains", chains::all),
             ("misuse", misuse::all),
         ];
         for (name, part) in parts {
+            let start = Instant::now();
             // What one part cannot do says nothing of the others.
             faults += part(&device, options, &mut receipts).unwrap_or_else(|error| {
                 println!("WRONG: {name}: {error}");
                 receipts.fault(&format!("{name}: {error}"));
                 1
             });
+            println!("{name}: {:.1} s", start.elapsed().as_secs_f64());
             receipts.write()?;
         }
     }

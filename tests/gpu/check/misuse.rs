@@ -6,7 +6,9 @@ use crate::receipt::Receipts;
 use crate::support::Random;
 use crate::support::codes_of;
 use mbqc_kernels::FORMATS;
-use mbqc_kernels::cuda::{Device, DeviceError, DeviceProduct, DeviceRows, DeviceWeight, Element, Spread, Workspace};
+use mbqc_kernels::cuda::{
+    Dense, DenseProduct, Device, DeviceError, DeviceProduct, DeviceRows, DeviceWeight, Element, Spread, Workspace,
+};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -90,6 +92,29 @@ pub(crate) fn all(device: &Arc<Device>, _: &Options, receipts: &mut Receipts) ->
     let result = integers.dequantize(&stream, 0..1, Element::F16, rows(&memory, 304));
     expect("numbers of integers", result, "w8a8 is multiplied in integers");
     expect("numbers for integers", integers.product(&stream, &good, &mut workspace), "expected 8, rounded to bytes");
+    if let Ok(mut dense) = Dense::new(&stream) {
+        let good = DenseProduct {
+            element: Element::F16,
+            rows: 2,
+            n: 3,
+            k: 300,
+            x: rows(&x, 304),
+            w: rows(&memory, 304),
+            y: rows(&y, 4),
+        };
+        let mut refused = |what: &str, product: &DenseProduct<'_>, words: &str| {
+            expect(what, dense.product(&stream, product), words);
+        };
+        refused("a y within the weight", &good, "memory that no input lies in");
+        refused(
+            "a short weight",
+            &DenseProduct { w: rows(&bias, 304), ..good },
+            "the weight is 128, expected 1816 bytes",
+        );
+        refused("no input channels", &DenseProduct { k: 0, ..good }, "the number of input channels is 0");
+        refused("an odd stride", &DenseProduct { w: rows(&memory, 301), ..good }, "the stride of the weight is 301");
+        expect("another stream's cuBLASLt", dense.product(&other, &good), "belongs to another stream");
+    }
     let full = device.memory(usize::MAX >> 8);
     expect("more memory than there is", full.map(drop), "has no room for");
     let none = Device::open(99).map(drop);

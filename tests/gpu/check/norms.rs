@@ -1,7 +1,7 @@
 //! Norms and their rounding to bytes, bit for bit as they are computed here in the same order.
 
 use crate::Options;
-use crate::few_rows::{bits, value};
+use crate::few_rows::{bits, name, value};
 use crate::receipt::Receipts;
 use crate::support::Random;
 use mbqc_kernels::cuda::{
@@ -107,8 +107,7 @@ pub(crate) fn all(device: &Arc<Device>, _: &Options, receipts: &mut Receipts) ->
                 let (residual, in_place, shift) = (i % 2 == 1, i % 4 == 3, kind == 2 && i != 0);
                 let case = Case { element, kind, rows, k, residual, in_place, shift };
                 count += 1;
-                let name = if element == Element::F16 { "norm_f16" } else { "norm_bf16" };
-                receipts.checked("norm", name, true, 0.0, 1);
+                receipts.checked("norm", &format!("norm_{}", name(element)), true, 0.0, 1);
                 if let Err(fault) = judged(&stream, &norms, &case)? {
                     faults.push(format!("{case:?}: {fault}"));
                 }

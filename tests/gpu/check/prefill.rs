@@ -2,10 +2,10 @@
 
 use crate::Options;
 use crate::check::Placed;
-use crate::few_rows::{Case, Shape};
+use crate::few_rows::{Case, GAP, Shape, bits, name, value};
 use crate::receipt::Receipts;
 use crate::support::Random;
-use mbqc_kernels::cuda::{Device, DeviceError, Element, Prefill};
+use mbqc_kernels::cuda::{Dense, DenseProduct, Device, DeviceError, DeviceRows, Element, Prefill, Stream};
 use std::sync::Arc;
 
 /// The number of faults.
@@ -57,13 +57,78 @@ pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receip
         if !matches!(error.partial_cmp(&most), Some(std::cmp::Ordering::Less | std::cmp::Ordering::Equal)) {
             faults.push(format!("{shape:?}, many rows: relative error {error:e}, at most {most:e}"));
         }
-        let kernel = if shape.element == Element::F16 { "finish_f16" } else { "finish_bf16" };
-        receipts.checked("finish", kernel, shape.single, error, 1);
+        receipts.checked("finish", &format!("finish_{}", name(shape.element)), shape.single, error, 1);
     }
     println!("finish: {} shapes of many rows", shapes.len());
+    in_16_bits(&stream, options, &mut random, &mut faults)?;
     for fault in &faults {
         println!("WRONG: {fault}");
         receipts.fault(fault);
     }
     Ok(faults.len())
+}
+
+/// Products with weights that were not quantized, and nothing written between rows.
+fn in_16_bits(
+    stream: &Stream,
+    options: &Options,
+    random: &mut Random,
+    faults: &mut Vec<String>,
+) -> Result<(), DeviceError> {
+    let mut dense = Dense::new(stream)?;
+    let device = stream.device();
+    let mut shapes: Vec<(usize, usize, usize)> = vec![(1, 48, 64), (3, 40, 72), (21, 33, 300), (64, 96, 129)];
+    if !options.small {
+        shapes.extend([(1, 3584, 3584), (512, 3584, 1152)]);
+    }
+    let count = shapes.len();
+    for element in Element::ALL {
+        for &(rows, n, k) in &shapes {
+            let stride = k.next_multiple_of(8) + 8;
+            let numbers = |rows: usize, random: &mut Random| -> Vec<u16> {
+                (0..rows * stride)
+                    .map(|i| if i % stride < k { bits(element, random.signed()) } else { 0x7fff })
+                    .collect()
+            };
+            let (x, w) = (numbers(rows, random), numbers(n, random));
+            let placed = |numbers: &[u16]| {
+                let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+                let memory = device.memory(bytes.len())?;
+                stream.write(&memory, &bytes).map(|()| memory)
+            };
+            let (x_memory, w_memory) = (placed(&x)?, placed(&w)?);
+            let y_stride = n + GAP;
+            let y = device.memory(2 * rows * y_stride)?;
+            stream.fill(&y, 0xff)?;
+            let at = |memory, stride| DeviceRows { memory, stride };
+            let (x_rows, w_rows, y_rows) = (at(&x_memory, stride), at(&w_memory, stride), at(&y, y_stride));
+            dense.product(stream, &DenseProduct { element, rows, n, k, x: x_rows, w: w_rows, y: y_rows })?;
+            let mut bytes = vec![0; y.bytes()];
+            stream.read(&y, &mut bytes)?;
+            let number = |bits: u16| f64::from(value(element, bits));
+            let unit = if element == Element::F16 { 1.0 / 1024.0 } else { 1.0 / 128.0 };
+            // An odd step meets every place of a tile.
+            let every = (k * rows * n) >> 25 | 1;
+            for (i, bytes) in
+                bytes.as_chunks().0.iter().enumerate().filter(|(i, _)| i % every == 0 || i % y_stride >= n)
+            {
+                let (row, j, found) = (i / y_stride, i % y_stride, u16::from_le_bytes(*bytes));
+                let right = if j >= n {
+                    found == 0xffff
+                } else {
+                    let terms = || (0..k).map(|i| number(x[row * stride + i]) * number(w[j * stride + i]));
+                    let wanted: f64 = terms().sum();
+                    // Of rounding once to 16 bits, and of sums in f32.
+                    let most = 0.51 * unit * wanted.abs() + 1e-6 * terms().map(f64::abs).sum::<f64>();
+                    (number(found) - wanted).abs() <= most
+                };
+                if !right {
+                    faults.push(format!("{rows} x {k} x {n} in {element:?}: output {j} of row {row} is {found:#x}"));
+                    break;
+                }
+            }
+        }
+    }
+    println!("cuBLASLt in 16 bits: {} shapes", 2 * count);
+    Ok(())
 }

@@ -210,7 +210,8 @@ API cuLaunchKernelEx(const Config* config, const Entry* entry, void** parameters
     return SUCCESS;
 }
 
-// cuBLASLt, as far as `kernels/cuda/driver/blas.rs` uses it: D = op(A) B in f32, or of bytes in 32-bit integers; columns first.
+// cuBLASLt, as far as `kernels/cuda/driver/blas.rs` uses it: D = op(A) B in f32, or rounded to 16 bits, or of bytes in 32-bit integers; columns
+// first.
 struct Layout {
     int type;
     u64 rows, columns;
@@ -239,7 +240,7 @@ API cublasLtMatmulPreferenceSetAttribute(int*, int attribute, const void*, size_
     return bytes == (attribute == 1 ? 8u : 4u) ? (int)SUCCESS : (int)NOT_SUPPORTED;
 }
 API cublasLtMatmulAlgoGetHeuristic(void*, Product* product, Layout* a, Layout* b, Layout*, Layout* d, int*, int, int* result, int* count) {
-    bool floats = product->compute == COMPUTE_32F && product->scale == SINGLE && d->type == SINGLE && (a->type == HALF || a->type == BRAIN);
+    bool floats = product->compute == COMPUTE_32F && product->scale == SINGLE && (d->type == SINGLE || d->type == a->type) && (a->type == HALF || a->type == BRAIN);
     bool bytes = product->compute == COMPUTE_32I && product->scale == INTEGER && d->type == INTEGER && a->type == BYTE && a->rows % 4 == 0 && a->columns % 4 == 0;
     int whole = bytes ? 16 : 8;
     bool right = (floats || bytes) && product->transposed == 1 && b->type == a->type && a->rows == b->rows && d->rows == a->columns &&
@@ -265,7 +266,11 @@ API cublasLtMatmul(void*, Product* product, const void* alpha, const u16* a, Lay
                 }
                 double sum = 0;
                 for (u64 k = 0; k < left.rows; k++) sum += (double)number(a[i * left.stride + k]) * number(b[j * right.stride + k]);
-                d[j * out.stride + i] = (float)sum;
+                u64 at = j * out.stride + i;
+                if (out.type == SINGLE)
+                    d[at] = (float)sum;
+                else
+                    ((u16*)d)[at] = out.type == HALF ? from_float(F16(), (float)sum) : from_float(BF16(), (float)sum);
             }
     });
     return SUCCESS;
