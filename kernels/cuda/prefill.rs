@@ -8,6 +8,7 @@ use super::error::DeviceError;
 use super::images::Unit;
 use super::tiles::TILE_CHANNELS;
 use super::weight::{Arguments, DeviceProduct, DeviceRows, DeviceWeight, Element, IntegerArguments};
+use super::workspace::Workspace;
 
 /// Where the kernel is that follows cuBLASLt.
 pub(super) static UNIT: Unit = Unit { name: "finish", source: include_str!("finish.cu") };
@@ -55,6 +56,12 @@ fn size(weight: &DeviceWeight) -> usize {
     if weight.scales().is_some() { 1 } else { 2 }
 }
 
+/// Token rows from which on cuBLASLt is thought to be faster, numbers and all: for weights whose kernels take 64 rows at once, of which
+/// one pass over 3584 x 18944 costs an H200 about 12 us by its instructions, and making numbers of such a weight, with a product in half
+/// precision, about 70; and for bytes, 16 rows at once. No device was asked: `gpu_check --only bench` tells the times of both.
+const MANY_ROWS: usize = 321;
+const MANY_ROWS_OF_BYTES: usize = 65;
+
 /// Numbers from one row of a slab to the next.
 fn row(weight: &DeviceWeight) -> usize {
     weight.k().next_multiple_of(16 / size(weight))
@@ -94,6 +101,30 @@ impl Prefill {
 }
 
 impl DeviceWeight {
+    /// Token rows from which on [`DeviceWeight::product_of_any`] takes cuBLASLt.
+    pub fn many(&self) -> usize {
+        if self.middle.is_some() { MANY_ROWS } else { MANY_ROWS_OF_BYTES }
+    }
+
+    /// Puts `y = x W^T` into the stream in the way that is thought to be faster for that many token rows: as [`DeviceWeight::product`]
+    /// or, from [`DeviceWeight::many`] on, as [`DeviceWeight::product_of_many`] does.
+    ///
+    /// # Errors
+    ///
+    /// As for these.
+    pub fn product_of_any(
+        &self,
+        stream: &Stream,
+        product: &DeviceProduct<'_>,
+        workspace: &mut Workspace,
+        prefill: &mut Prefill,
+    ) -> Result<(), DeviceError> {
+        match product.rows < self.many() {
+            true => self.product(stream, product, workspace),
+            false => self.product_of_many(stream, product, prefill),
+        }
+    }
+
     /// Puts `y = x W^T` into the stream, as [`DeviceWeight::product`] does (a spread means nothing here), in time that many token rows
     /// are worth. Weights are rounded to the element of the product, and the order of sums is cuBLASLt's; where activations are bytes,
     /// sums are exact.

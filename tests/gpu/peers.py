@@ -1,13 +1,18 @@
 """What torch and others make of the same shapes on this GPU, beside our times.
 
-    python tests/gpu/peers.py [--ours FOLDER] [--out FILE]
+    python tests/gpu/peers.py [--ours FOLDER] [--sources FOLDER] [--out FILE]
 
 --ours is the folder with the receipts of `gpu_check --only bench` of the same run. Every peer is measured as ours are: a CUDA graph
 of 200 products or more with copies of a weight that together are 512 MB or more, one after another; microseconds for one, the median
-of 50 launches. A peer that is not installed, or that refuses a shape, is named with the reason. NOT RUN YET: written without a GPU.
+of 50 launches. torch's own are always there; humming (humming-kernels), Marlin (IST-DASLab's) and QServe are timed where they are
+installed, or where --sources holds the latter two as `marlin` and `qserve`, which are compiled then. A peer that is not there, or
+that refuses a shape, is named with the reason. NOT RUN YET: written without a GPU.
 """
 
 import argparse
+import copy
+import functools
+import importlib
 import json
 import pathlib
 import statistics
@@ -36,7 +41,79 @@ def tinygemm(k, n):
     return parts, lambda x, w, s: torch.ops.aten._weight_int4pack_mm(x, w, GROUP, s), torch.bfloat16, packed.nbytes + scales.nbytes
 
 
-PEERS = {"cuBLAS f16": half, "tinygemm w4": tinygemm}
+def humming(bits, k, n):
+    """humming's integers with zero points; its layers quantize what they are given."""
+    layers = importlib.import_module("humming.layer")
+    config = {"dtype": f"uint{bits}", "group_size": GROUP, "has_zero_point": True}
+    layer = layers.HummingLayer(shape_n=n, shape_k=k, weight_config=config, torch_dtype=torch.float16).cuda()
+    layer.load_from_unquantized(torch.randn(n, k, device="cuda", dtype=torch.float16) * 0.01)
+    layer.transform()
+    size = sum(tensor.nbytes for tensor in layer.parameters())
+    return [layer], lambda x, layer: layer(x), torch.float16, size
+
+
+SOURCES = None
+
+
+@functools.cache
+def kernels_of(name, modules, folder, *files):
+    """A package's kernels, as they are installed under one of these names, or from its sources."""
+    for module in modules:
+        try:
+            return importlib.import_module(module)
+        except ImportError:
+            continue
+    paths = [SOURCES / folder / file for file in files] if SOURCES else []
+    if not paths or not all(path.exists() for path in paths):
+        raise ImportError(f"{name} is not installed, and there are no sources of it")
+    from torch.utils.cpp_extension import load
+
+    return load(name=f"{name}_from_sources", sources=[str(path) for path in paths], extra_cuda_cflags=["-O3", "-std=c++17"])
+
+
+def marlin(k, n):
+    """Marlin's 4 bits, symmetric, groups of 128."""
+    kernels = kernels_of("marlin", ("marlin_cuda",), "marlin/marlin", "marlin_cuda.cpp", "marlin_cuda_kernel.cu")
+    codes = torch.randint(-(2**31), 2**31 - 1, (k // 16, 2 * n), device="cuda", dtype=torch.int32)
+    scales = torch.rand(k // GROUP, n, device="cuda", dtype=torch.float16) * 0.01
+    meeting = torch.zeros(n // 128 * 16, device="cuda", dtype=torch.int32)
+
+    def product(x, codes, scales, meeting):
+        y = torch.empty(x.shape[0], n, device="cuda", dtype=torch.float16)
+        kernels.mul(x, codes, y, scales, meeting, -1, -1, -1, 16)
+
+    return [codes, scales, meeting], product, torch.float16, codes.nbytes + scales.nbytes
+
+
+def qserve(k, n):
+    """QServe's 4 bits by 8, scales of channels."""
+    modules = tuple(f"{package}.qgemm_w4a8_per_chn" for package in ("qserve_backend", "omniserve_backend"))
+    kernels = kernels_of("qserve", modules, "qserve/kernels/csrc/qgemm/w4a8_per_chn", "pybind.cpp", "gemm_cuda.cu")
+    codes = torch.randint(-128, 128, (n, k // 2), device="cuda", dtype=torch.int8)
+    scales, zeros = (torch.rand(n, device="cuda", dtype=torch.float16) * 0.01 for _ in range(2))
+
+    def product(x, codes, scales, zeros):
+        of_tokens = torch.ones(2, x.shape[0], device="cuda", dtype=torch.float16)
+        y = torch.empty(x.shape[0], n, device="cuda", dtype=torch.float16)
+        kernels.gemm_forward_cuda(x, codes, scales, of_tokens[0], zeros, of_tokens[1], y)
+
+    return [codes, scales, zeros], product, torch.int8, codes.nbytes
+
+
+PEERS = {
+    "cuBLAS f16": half,
+    "tinygemm w4": tinygemm,
+    "humming w3": functools.partial(humming, 3),
+    "humming w4": functools.partial(humming, 4),
+    "Marlin w4": marlin,
+    "QServe w4a8": qserve,
+}
+
+
+def activations(rows, k, dtype):
+    if dtype == torch.int8:
+        return torch.randint(-127, 128, (rows, k), device="cuda", dtype=dtype)
+    return torch.randn(rows, k, device="cuda", dtype=dtype)
 
 
 def captured(work):
@@ -70,8 +147,8 @@ def microseconds(work, count, launches=50):
 def cold(make, k, n, rows):
     parts, product, dtype, size = make(k, n)
     copies = max(2, ROTATED // size)
-    weights = [parts] + [[part.clone() for part in parts] for _ in range(copies - 1)]
-    inputs = [torch.randn(rows, k, device="cuda", dtype=dtype) for _ in weights]
+    weights = [parts] + [copy.deepcopy(parts) for _ in range(copies - 1)]
+    inputs = [activations(rows, k, dtype) for _ in weights]
     rounds = -(-200 // copies)
 
     def work():
@@ -105,8 +182,11 @@ def ceilings():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ours", type=pathlib.Path)
+    parser.add_argument("--sources", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path)
     arguments = parser.parse_args()
+    global SOURCES
+    SOURCES = arguments.sources
     found = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "ceilings": ceilings(), "cold": [], "prefill": []}
     print(found["device"], "torch", found["torch"], {name: f"{rate / 1e12:.2f} TB/s" for name, rate in found["ceilings"].items()})
     ours = {}
@@ -119,6 +199,7 @@ def main():
         if arguments.out:
             arguments.out.write_text(json.dumps(found, indent=1) + "\n")
 
+    missing = {}
     units = sorted({unit for unit, *_ in ours})
     print("\n| k x n | rows | " + " | ".join([*PEERS, *(f"our {unit}" for unit in units)]) + " | cuBLAS over our w3 |")
     print("|---|---|" + "---|" * (len(PEERS) + len(units) + 1))
@@ -126,10 +207,14 @@ def main():
         for rows in ROWS:
             row = {"k": k, "n": n, "rows": rows}
             for name, make in PEERS.items():
+                row[name] = None
+                if name in missing:
+                    continue
                 try:
                     row[name], _ = cold(make, k, n, rows)
+                except ImportError as error:
+                    missing[name] = str(error)
                 except Exception as error:  # a peer that cannot do it is told, and the others go on
-                    row[name] = None
                     print(f"{name} at {k} x {n}, {rows} rows: {error}", file=sys.stderr)
                 torch.cuda.empty_cache()
             found["cold"].append(row)
@@ -139,18 +224,14 @@ def main():
             w3 = ours.get(("w3", k, n, rows))
             ratio = f"{row['cuBLAS f16'] / w3:.2f}" if w3 and row["cuBLAS f16"] else "-"
             print(f"| {k} x {n} | {rows} | " + " | ".join(cells) + f" | {ratio} |", flush=True)
+    for name, why in missing.items():
+        print(f"{name}: {why}")
     print("\n| rows | k x n | cuBLAS f16 | torch._int_mm |\n|---|---|---|---|")
     for rows in (128, 512, 1024, 2048, 4096):
         times = prefill(rows, 3584, 3584)
         found["prefill"].append({"rows": rows, "k": 3584, "n": 3584, **times})
         save()
         print(f"| {rows} | 3584 x 3584 | " + " | ".join(f"{time:.1f}" for time in times.values()) + " |", flush=True)
-    for name in ("humming", "marlin", "gptqmodel", "qserve"):
-        try:
-            __import__(name)
-            print(f"{name}: installed; it is not timed yet")
-        except ImportError as error:
-            print(f"{name}: {error}")
 
 
 if __name__ == "__main__":

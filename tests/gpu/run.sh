@@ -5,6 +5,9 @@
 #   on the machine with Rust:  cargo build --release --example gpu_check && strip target/release/examples/gpu_check
 #   on the one with the GPU:   tests/gpu/run.sh target/release/examples/gpu_check OUT [SECONDS]
 #
+# PEERS names a folder of what is timed besides torch's kernels: wheels (humming-kernels), and the sources of Marlin and QServe in
+# `marlin` and `qserve`.
+#
 # OUT gets log.txt and all.tar.gz, both after every part: what was printed, and receipts (<unit>.<device>.json, which belong into
 # tests/gpu/receipts) with peers.json. The parts that matter most come first; one that takes too long is cut off and said to be, and
 # SECONDS (570) is the end of all. Ends with status 1 if a part failed.
@@ -51,7 +54,7 @@ part() {
     esac
     [[ $status == 0 ]] || failed=1
     cp "$out/log.txt" "$made/log.txt"
-    tar czf "$out/all.new" -C "$made" . && mv "$out/all.new" "$out/all.tar.gz"
+    tar czf "$out/all.new" -C "$made" --exclude=./packages . && mv "$out/all.new" "$out/all.tar.gz"
 }
 
 state() {
@@ -64,7 +67,12 @@ state
 part check 150 "$check" --only check --out "$made"
 part bench 150 "$check" --only bench --out "$made"
 if python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
-    part peers 110 python3 "$here/peers.py" --ours "$made" --out "$made/peers.json"
+    for wheel in ${PEERS:+"$PEERS"/*.whl}; do
+        [[ -e $wheel ]] || continue
+        python3 -m pip install --quiet --no-index --no-deps --target "$made/packages" "$wheel" 2>&1 | tee -a "$out/log.txt"
+        export PYTHONPATH="$made/packages${PYTHONPATH:+:$PYTHONPATH}"
+    done
+    part peers 110 python3 "$here/peers.py" --ours "$made" --out "$made/peers.json" ${PEERS:+--sources "$PEERS"}
 else
     say "== peers: there is no torch that sees a GPU here"
 fi

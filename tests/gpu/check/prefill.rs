@@ -5,7 +5,7 @@ use crate::check::Placed;
 use crate::few_rows::{Case, GAP, Shape, bits, name, value};
 use crate::receipt::Receipts;
 use crate::support::Random;
-use mbqc_kernels::cuda::{Dense, DenseProduct, Device, DeviceError, DeviceRows, Element, Prefill, Stream};
+use mbqc_kernels::cuda::{Dense, DenseProduct, Device, DeviceError, DeviceRows, Element, Prefill, Stream, Workspace};
 use std::sync::Arc;
 
 /// The number of faults.
@@ -60,12 +60,42 @@ pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receip
         receipts.checked("finish", &format!("finish_{}", name(shape.element)), shape.single, error, 1);
     }
     println!("finish: {} shapes of many rows", shapes.len());
+    of_any(&stream, &mut random, &mut faults)?;
     in_16_bits(&stream, options, &mut random, &mut faults)?;
     for fault in &faults {
         println!("WRONG: {fault}");
         receipts.fault(fault);
     }
     Ok(faults.len())
+}
+
+/// Few rows are multiplied by our kernels, many by cuBLASLt: which rounds weights to 16 bits, so that their bits tell.
+fn of_any(stream: &Stream, random: &mut Random, faults: &mut Vec<String>) -> Result<(), DeviceError> {
+    let plain = Shape { n: 48, k: 130, blocks: 0, ..Shape::PLAIN };
+    let many = Placed::new(stream, &Case::new(plain, |_, _| 0.0))?.weight.many();
+    for rows in [1, many - 1, many] {
+        let shape = Shape { rows, ..plain };
+        let placed = Placed::new(stream, &Case::random(shape, random))?;
+        let mut prefill = Prefill::new(stream, &[&placed.weight], rows)?;
+        let mut workspace = Workspace::new(stream, &[&placed.weight], None)?;
+        let product = placed.product(&shape);
+        let mut of = |way: usize| -> Result<Vec<u8>, DeviceError> {
+            stream.fill(&placed.y, 0xff)?;
+            match way {
+                0 => placed.weight.product(stream, &product, &mut workspace)?,
+                1 => placed.weight.product_of_many(stream, &product, &mut prefill)?,
+                _ => placed.weight.product_of_any(stream, &product, &mut workspace, &mut prefill)?,
+            }
+            let mut y = vec![0; placed.y.bytes()];
+            stream.read(&placed.y, &mut y)?;
+            Ok(y)
+        };
+        let (few, by_blas, any) = (of(0)?, of(1)?, of(2)?);
+        if few == by_blas || any != if rows < many { few } else { by_blas } {
+            faults.push(format!("{rows} rows are not multiplied in the way that is thought to be faster"));
+        }
+    }
+    Ok(())
 }
 
 /// Products with weights that were not quantized, and nothing written between rows.
