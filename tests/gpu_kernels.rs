@@ -169,7 +169,85 @@ fn table() -> Result<String, Box<dyn std::error::Error>> {
             ));
         }
     }
+    lines.push(String::new());
+    lines.extend(table_of_many(&costs)?);
     Ok(lines.join("\n") + "\n")
+}
+
+/// Formats with as many bytes to 4096 weights, with those of an activation and of a product's multiplicand.
+const MANY: [(&str, usize, usize); 3] = [("w3", 1536 + 128, 2), ("w4a8", 2048, 1), ("w8a8", 4096, 1)];
+
+/// Of an H200: bytes per second of its memory, operations per second on half precision (on bytes: twice as many), seconds from one kernel
+/// to the next. The first two were seen there, in a copy and in a product of large matrices; the last is a guess.
+const MEMORY: f64 = 4.3e12;
+const OPERATIONS: f64 = 0.79e15;
+const NEXT: f64 = 1e-6;
+
+/// Predicted and measured times of products with many rows: the better of our kernel for up to 64 and of cuBLASLt, which may take
+/// numbers made of the weight, and leave sums of integers to a kernel of ours.
+fn table_of_many(costs: &Value) -> Result<Vec<String>, Box<dyn std::error::Error>> {
+    let columns = [
+        "k x n",
+        "rows",
+        "format",
+        "predicted for an H200",
+        "f16 by cuBLASLt, predicted",
+        "measured",
+        "over cuBLASLt f16",
+    ];
+    let mut lines = vec![format!("| {} |", columns.join(" | ")), "|---".repeat(columns.len()) + "|"];
+    let finish = receipt("finish")?;
+    let (multiprocessors, clock, issue, start) = H200;
+    for (k, n) in [(3584, 3584), (3584, 18944)] {
+        for rows in [64, 1024, 2048, 4096] {
+            for (format, tile, size) in MANY {
+                let [k, n, rows] = [k, n, rows].map(|number: usize| number as f64);
+                let by_tensor_cores = |size: f64| 2.0 * rows * k * n / OPERATIONS * size / 2.0;
+                let by_memory = |bytes: f64| bytes / MEMORY;
+                let size = size as f64;
+                let dense = start + by_tensor_cores(2.0).max(by_memory(2.0 * (n * k + rows * (k + n))));
+                let tiles = (n / 32.0).ceil() * (k / 128.0).ceil();
+                let weight = tiles * tile as f64;
+                // Weights of 8 bits are multiplied as they are.
+                let numbers = if format == "w8a8" { 0.0 } else { NEXT + by_memory(weight + size * n * k) };
+                // Sums of integers are written, and read again.
+                let (sums, finished) = match size {
+                    1.0 => (4.0 * rows * n, NEXT + by_memory(6.0 * rows * n)),
+                    _ => (2.0 * rows * n, 0.0),
+                };
+                let product = by_tensor_cores(size).max(by_memory(size * (n * k + rows * k) + sums));
+                let mut ours = start + numbers + product + finished;
+                if let Some(cost) = costs["sm_90a"][format!("{format}a16_f16_64")].as_f64() {
+                    let once = (tiles * cost / (multiprocessors as f64 * clock * issue)).max(by_memory(weight));
+                    ours = ours.min((rows / 64.0).ceil() * (start + once));
+                }
+                // Both have a part in it.
+                let of_format = receipt(format)?;
+                let times = finish.iter().filter(|_| of_format.is_some()).flat_map(|finish| finish["times"].as_array());
+                let row = times.flatten().find(|row| {
+                    row["format"] == *format
+                        && row["k"] == k as u64
+                        && row["n"] == n as u64
+                        && row["rows"] == rows as u64
+                });
+                let best = row.and_then(|row| {
+                    ["sliced", "blas", "slabs"].iter().filter_map(|way| row[way].as_f64()).reduce(f64::min)
+                });
+                let ratio = best.zip(row.and_then(|row| row["dense"].as_f64())).map(|(best, dense)| best / dense);
+                let cell = |number: Option<f64>, digits: usize| {
+                    number.map_or("STALE".to_owned(), |number| format!("{number:.digits$}"))
+                };
+                lines.push(format!(
+                    "| {k} x {n} | {rows} | {format} | {:.0} | {:.0} | {} | {} |",
+                    1e6 * ours,
+                    1e6 * dense,
+                    cell(best.map(|best| 1e6 * best), 1),
+                    cell(ratio, 2)
+                ));
+            }
+        }
+    }
+    Ok(lines)
 }
 
 #[test]

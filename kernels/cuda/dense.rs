@@ -94,6 +94,8 @@ impl Dense {
             y: y.memory,
             y_stride: y.stride,
             rounded: true,
+            bias: None,
+            residual: None,
         };
         // SAFETY: all memory was seen to be as large as the shapes say, and aligned.
         #[expect(unsafe_code, reason = "the library trusts its arguments")]

@@ -2,8 +2,7 @@
 // and what follows the sums are those of `small.cuh`; sums are integers, so their order does not matter. What lies behind k has
 // weights of 0, whatever the activations.
 //
-//   tile: 32 channels x 128 along k, [WORDS x 512 bytes of codes]
-//   a lane (g = lane / 4, t = lane % 4) has rows g, g + 8, g + 16, g + 24 and, of every 64 along k, the sixteen from 16 t on
+//   a lane (g = lane / 4, t = lane % 4) has rows g, g + 8, g + 16, g + 24 of a tile and, of every 64 along k, the sixteen from 16 t on
 #pragma once
 #include "dequantize.cuh"
 #include "small.cuh"
@@ -22,6 +21,38 @@ struct IntegerSums {
     static DEVICE float stored(Sum sum) { return as_float((u32)sum); }
     static DEVICE Sum loaded(float bits) { return (int)as_bits(bits); }
     DEVICE float value(Sum sum, int channel, int row) const { return (float)sum * (a.scales[channel] * a.token_scales[row]); }
+};
+
+// Where codes lie: in tiles of 32 channels x 128 along k one after another, [W x 512 bytes], in the order of lanes.
+template <int W>
+struct InTiles {
+    static const int WORDS = W;
+    // From a tile to the next along k.
+    static const int STEP = 512 * W;
+    // Where a lane has its part of a tile.
+    static DEVICE int own(int lane, int) { return 16 * lane; }
+    static DEVICE Tile<W, 1> load(const u8* own, int) {
+        Tile<W, 1> loaded;
+#pragma unroll
+        for (int i = 0; i < W; i++) loaded.codes[i] = load_weights(own + 512 * i);
+        return loaded;
+    }
+};
+
+// Bytes, row by row, as cuBLASLt takes them too: [channels, 128 k_tiles].
+struct InRows {
+    static const int WORDS = 8, STEP = 128;
+    static DEVICE int own(int lane, int k_tiles) { return 128 * k_tiles * (lane / 4) + 16 * (lane % 4); }
+    static DEVICE Tile<8, 1> load(const u8* own, int k_tiles) {
+        Tile<8, 1> loaded;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const u8* row = own + (u64)(8 * 128 * i) * k_tiles;
+#pragma unroll
+            for (int kh = 0; kh < 2; kh++) loaded.codes[4 * (i / 2) + 2 * kh + i % 2] = load_weights(row + 64 * kh);
+        }
+        return loaded;
+    }
 };
 
 template <class Weight, int NT>
@@ -59,9 +90,9 @@ DEVICE void integers(const Integer& a) {
     for (;;) {
         int lane = thread() % 32, warp = thread() / 32;
         Share share = share_of(few, unit, warp);
-        const u8* next = few.tiles + ((u64)share.tile_row * few.k_tiles + share.mine) * BYTES;
+        const u8* next = few.tiles + (u64)share.tile_row * few.k_tiles * BYTES + share.mine * Weight::STEP + Weight::own(lane, few.k_tiles);
         Tile<WORDS, 1> now;
-        if (share.mine < share.end) now = load_codes<WORDS>(next, lane);
+        if (share.mine < share.end) now = Weight::load(next, few.k_tiles);
         if (unit == first_unit(few, block_x())) {
             // Weights have set out before the kernels that compute x have ended.
             let_next_start();
@@ -75,8 +106,8 @@ DEVICE void integers(const Integer& a) {
             for (int i = 0; i < 4; i++) out[0][nt][i] = out[1][nt][i] = 0;
         while (share.mine < share.end) {
             Tile<WORDS, 1> then;
-            next += share.strides * BYTES;
-            if (share.mine + share.strides < share.end) then = load_codes<WORDS>(next, lane);
+            next += share.strides * Weight::STEP;
+            if (share.mine + share.strides < share.end) then = Weight::load(next, few.k_tiles);
             add_integers<Weight, NT>(out, now, a.codes, rows, 128 * share.mine + 16 * (lane % 4), few.k);
             now = then;
             share.mine += share.strides;
@@ -90,7 +121,8 @@ DEVICE void integers(const Integer& a) {
             }
         // What is known anyway is found out again, so that no register holds it through the loop.
         lane = thread() % 32, warp = thread() / 32;
-        u32 tile_row = ((u32)((u64)(next - few.tiles) / BYTES) - share.mine) / again(few.k_tiles);
+        // Rows of tiles are as many bytes in either order; behind the last tile of rows, `next` is still within the 32 rows.
+        u32 tiles = (u32)((u64)(next - few.tiles) / BYTES) - (Weight::STEP == BYTES ? share.mine : 0), tile_row = tiles / again(few.k_tiles);
         unit = (int)(tile_row >> few.together_log) * few.k_tiles;
         finish_band<T, NT>(few, IntegerSums{a}, out, unit, lane, warp);
         unit = next_band(few, unit);
@@ -100,7 +132,7 @@ DEVICE void integers(const Integer& a) {
     }
 }
 
-// Codes back to rows of signed bytes (`Weight::whole` makes the sums of what they are), for products with many token rows; zeros behind
+// Codes in tiles back to rows of signed bytes (`Weight::whole` makes the sums of what they are), for products with many token rows; zeros behind
 // k, up to sixteen. Launched as `dequantize`; w is of bytes, its stride a multiple of 16.
 template <class Weight>
 DEVICE void codes(const Dequantize& a) {

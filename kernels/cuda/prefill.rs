@@ -1,20 +1,26 @@
-//! Products with many token rows: a slab of the weight becomes 16-bit numbers, or bytes where activations are bytes, which the
-//! second-level cache holds while cuBLASLt multiplies by them.
+//! Products with many token rows: a slab of the weight, as a rule all of it, becomes 16-bit numbers, or bytes where activations are
+//! bytes, by which cuBLASLt multiplies. It adds bias and residual where that is all there is to do; otherwise a kernel of ours makes
+//! outputs of the sums.
 
 use std::sync::Arc;
 
 use super::driver::{Blas, Device, Grid, Kernel, Memory, Multiplied, Number, Stream};
 use super::error::DeviceError;
 use super::images::Unit;
-use super::tiles::TILE_CHANNELS;
+use super::rows::ToRows;
+use super::tiles::{TILE_CHANNELS, TILE_K};
 use super::weight::{Arguments, DeviceProduct, DeviceRows, DeviceWeight, Element, IntegerArguments};
 use super::workspace::Workspace;
 
 /// Where the kernel is that follows cuBLASLt.
 pub(super) static UNIT: Unit = Unit { name: "finish", source: include_str!("finish.cu") };
 
-/// Bytes of a slab: some of the second-level cache of a large device.
-const SLAB: usize = 24 << 20;
+/// Bytes of a slab: enough for a layer of 3584 x 18944. Each slab is a product of its own, whose beginning and end leave multiprocessors
+/// idle; of what is written before the product begins, the second-level cache holds a part anyway. A guess: no device was asked.
+const SLAB: usize = 160 << 20;
+
+/// Bytes of sums, where a kernel follows.
+const SUMS: usize = 64 << 20;
 
 /// Token rows of a product: a grid has no more blocks in its second direction, of eight rows each.
 const MOST_ROWS: usize = 8 * 65535;
@@ -67,9 +73,14 @@ fn row(weight: &DeviceWeight) -> usize {
     weight.k().next_multiple_of(16 / size(weight))
 }
 
-/// Rows of tiles of a slab.
-fn height(weight: &DeviceWeight) -> usize {
-    (SLAB / (size(weight) * TILE_CHANNELS * row(weight))).clamp(1, weight.row_tiles())
+/// Whether it is what cuBLASLt multiplies by: rows of bytes, with whole tiles along k.
+fn as_it_is(weight: &DeviceWeight) -> bool {
+    matches!(weight.to_rows, ToRows::AsTheyAre)
+}
+
+/// Bytes of a row of tiles in a slab.
+fn of_row_tile(weight: &DeviceWeight) -> usize {
+    size(weight) * TILE_CHANNELS * row(weight)
 }
 
 impl Prefill {
@@ -79,12 +90,30 @@ impl Prefill {
     ///
     /// If cuBLASLt is not there, kernels cannot be loaded, or memory is short.
     pub fn new(stream: &Stream, weights: &[&DeviceWeight], rows: usize) -> Result<Prefill, DeviceError> {
+        Prefill::with_slab(stream, weights, rows, SLAB)
+    }
+
+    /// The same with slabs of that many bytes, or of 32 output channels if that is more.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Prefill::new`].
+    pub fn with_slab(
+        stream: &Stream,
+        weights: &[&DeviceWeight],
+        rows: usize,
+        bytes: usize,
+    ) -> Result<Prefill, DeviceError> {
         let device: &Arc<Device> = stream.device();
         let blas = Blas::new(device)?;
-        let channels = |weight: &&DeviceWeight| TILE_CHANNELS * height(weight);
-        let slab = weights.iter().map(|weight| size(weight) * channels(weight) * row(weight)).max();
-        let sums = weights.iter().map(|weight| 4 * channels(weight)).max();
-        let (slab, sums) = (device.memory(slab.unwrap_or(0))?, device.memory(sums.unwrap_or(0).saturating_mul(rows))?);
+        let slabs = weights.iter().filter(|weight| !as_it_is(weight)).map(|weight| {
+            let one = of_row_tile(weight);
+            one * (bytes / one).clamp(1, weight.row_tiles())
+        });
+        let all = |weight: &&DeviceWeight| (4 * TILE_CHANNELS * weight.row_tiles()).saturating_mul(rows);
+        let most = SUMS.max((4 * TILE_CHANNELS).saturating_mul(rows));
+        let sums = weights.iter().map(|weight| all(weight).min(most)).max();
+        let (slab, sums) = (device.memory(slabs.max().unwrap_or(0))?, device.memory(sums.unwrap_or(0))?);
         // Channels that a weight does not have are multiplied too, and left alone.
         stream.fill(&slab, 0)?;
         stream.synchronize()?;
@@ -159,40 +188,72 @@ impl DeviceWeight {
             (_, Element::F16) => Number::F16,
             (_, Element::Bf16) => Number::Bf16,
         };
-        let (slab, sums) = (prefill.slab.bytes(), prefill.sums.bytes());
-        let channels = TILE_CHANNELS * height(self);
-        if slab < size * channels * stride || sums < 4 * channels * rows {
-            let expected = format!("{} bytes for a slab; name the weight beforehand", size * channels * stride);
-            return Err(DeviceError::Shape { what: "the memory of a product of many rows", found: slab, expected });
+        let of_slab = if as_it_is(self) { self.row_tiles() } else { prefill.slab.bytes() / of_row_tile(self) };
+        let of_sums = prefill.sums.bytes() / (4 * TILE_CHANNELS * rows);
+        if of_slab == 0 || of_sums == 0 {
+            let found = prefill.slab.bytes();
+            let expected = format!("{} bytes or more for a slab; name the weight beforehand", of_row_tile(self));
+            return Err(DeviceError::Shape { what: "the memory of a product of many rows", found, expected });
         }
-        for first in (0..self.row_tiles()).step_by(height(self)) {
-            let last = self.row_tiles().min(first + height(self));
+        let direct = self.is_finished_by_blas(product);
+        let most = if direct { of_slab } else { of_slab.min(of_sums) };
+        // Slabs of about the same height.
+        let height = self.row_tiles().div_ceil(self.row_tiles().div_ceil(most));
+        for first in (0..self.row_tiles()).step_by(height) {
+            let last = self.row_tiles().min(first + height);
             let channels = TILE_CHANNELS * (last - first);
-            self.to_rows(stream, first..last, element, DeviceRows { memory: &prefill.slab, stride })?;
-            let multiplied = Multiplied {
+            let tiles = self.tiles().bytes() / self.row_tiles();
+            let (w, w_stride) = match as_it_is(self) {
+                true => (self.tiles().part(first * tiles..last * tiles)?, TILE_K * self.k_tiles()),
+                false => (prefill.slab.clone(), stride),
+            };
+            self.to_rows(stream, first..last, element, DeviceRows { memory: &w, stride })?;
+            let sums = Multiplied {
                 number,
                 rows,
                 n: channels,
-                // Whole groups of 16 bytes: behind k, weights of the slab are zeros.
+                // Whole groups of 16 bytes: behind k, weights are zeros.
                 k: if number == Number::I8 { stride } else { self.k() },
                 x: x.memory,
                 x_stride: x.stride,
-                w: &prefill.slab,
-                w_stride: stride,
+                w: &w,
+                w_stride,
                 y: &prefill.sums,
                 y_stride: channels,
                 rounded: false,
+                bias: None,
+                residual: None,
             };
+            if direct {
+                let begin = 2 * TILE_CHANNELS * first;
+                let behind = |memory: &Memory| memory.part(begin..memory.bytes());
+                let bias = product.bias.map(behind).transpose()?;
+                let residual = product.residual.map(behind).transpose()?;
+                let finished = Multiplied {
+                    n: channels.min(self.n() - TILE_CHANNELS * first),
+                    y: &product.y.memory.part(begin..product.y.memory.bytes())?,
+                    y_stride: product.y.stride,
+                    rounded: true,
+                    bias: bias.as_ref(),
+                    residual: residual.as_ref(),
+                    ..sums
+                };
+                // SAFETY: `check` has seen that x, y, bias and residual are as large as they have to be; the slab was looked at above.
+                #[expect(unsafe_code, reason = "the library trusts its arguments")]
+                unsafe {
+                    prefill.blas.multiply(stream, &finished)?;
+                }
+                continue;
+            }
+            // SAFETY: as above, and the sums were looked at.
+            #[expect(unsafe_code, reason = "the library trusts its arguments")]
+            unsafe {
+                prefill.blas.multiply(stream, &sums)?;
+            }
             let (few, at, by) = (self.arguments(product), first as i32, usize::from(element == Element::Bf16));
             let grid = Grid { blocks: [(last - first) as u32, rows.div_ceil(8) as u32], threads: 256, shared: 0 };
             let mut uses = self.uses(product);
             uses.push(&prefill.sums);
-            // SAFETY: `check` has seen that x and y are as large as they have to be, the slab and the sums were looked at above;
-            // the arguments are the parameters of the kernels, field by field.
-            #[expect(unsafe_code, reason = "kernels trust their arguments")]
-            unsafe {
-                prefill.blas.multiply(stream, &multiplied)?;
-            }
             let sums = prefill.sums.at();
             #[expect(unsafe_code, reason = "as above")]
             if let (Some(scales), Some(token_scales)) = (self.scales(), token_scales) {
@@ -202,7 +263,7 @@ impl DeviceWeight {
                 // Codes of fewer bits are in the upper bits of bytes.
                 let times = 1 << (8 - self.format().bits);
                 let arguments = FinishIntegerArguments { of, sums, first: at, stride: channels as i32, times };
-                // SAFETY: as above.
+                // SAFETY: the arguments are the parameters of the kernels, field by field; the memory was looked at above.
                 unsafe { stream.launch(&prefill.finish_integers[by], grid, &arguments, &uses)? };
             } else {
                 let arguments = FinishArguments { few, sums, first: at, stride: channels as i32 };
@@ -211,5 +272,13 @@ impl DeviceWeight {
             }
         }
         Ok(())
+    }
+
+    /// Whether cuBLASLt does all there is to do: outputs are sums with a bias and a residual, of 16 bits, and lie where it likes them.
+    fn is_finished_by_blas(&self, product: &DeviceProduct<'_>) -> bool {
+        let &DeviceProduct { bias, residual, y, single, .. } = product;
+        let all = [bias, residual, Some(y.memory)];
+        let aligned = all.into_iter().flatten().all(|memory| memory.at().is_multiple_of(16));
+        self.scales().is_none() && !self.gated() && !single && aligned && y.stride.is_multiple_of(8)
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::driver::{Device, Grid, Kernel, Stream};
 use super::error::DeviceError;
 use super::images::Unit;
-use super::tiles::TILE_CHANNELS;
+use super::tiles::{Order, TILE_CHANNELS};
 use super::weight::{DeviceRows, DeviceWeight, Element, memory, stride};
 
 /// The one parameter of a kernel: `Dequantize` in `dequantize.cuh`.
@@ -29,6 +29,8 @@ pub(super) enum ToRows {
     Numbers([Kernel; 2]),
     /// Of formats that are multiplied in integers: signed bytes.
     Codes(Kernel),
+    /// They are rows of signed bytes, with whole tiles along k.
+    AsTheyAre,
 }
 
 impl ToRows {
@@ -37,11 +39,13 @@ impl ToRows {
         unit: &'static Unit,
         format: &str,
         groups: bool,
+        order: Order,
     ) -> Result<ToRows, DeviceError> {
         let kernel = |name: &str| device.kernel(unit, &format!("{format}_{name}"));
-        Ok(match groups {
-            true => ToRows::Numbers([kernel("dequantize_f16")?, kernel("dequantize_bf16")?]),
-            false => ToRows::Codes(kernel("codes")?),
+        Ok(match order {
+            Order::Rows => ToRows::AsTheyAre,
+            _ if groups => ToRows::Numbers([kernel("dequantize_f16")?, kernel("dequantize_bf16")?]),
+            Order::Lanes(..) => ToRows::Codes(kernel("codes")?),
         })
     }
 }
@@ -63,11 +67,11 @@ impl DeviceWeight {
     ) -> Result<(), DeviceError> {
         match &self.to_rows {
             ToRows::Numbers(_) => self.to_rows(stream, rows, element, w),
-            ToRows::Codes(_) => Err(DeviceError::NoGroups { format: self.format().name }),
+            ToRows::Codes(_) | ToRows::AsTheyAre => Err(DeviceError::NoGroups { format: self.format().name }),
         }
     }
 
-    /// The same; of formats that are multiplied in integers their codes as signed bytes, those of 4 bits times 16, in rows at
+    /// The same; nothing if they are rows; of other formats that are multiplied in integers their codes as signed bytes, those of 4 bits times 16, in rows at
     /// multiples of 16 bytes.
     pub(super) fn to_rows(
         &self,
@@ -79,6 +83,7 @@ impl DeviceWeight {
         let (kernel, size) = match &self.to_rows {
             ToRows::Numbers(kernels) => (&kernels[usize::from(element == Element::Bf16)], 2),
             ToRows::Codes(kernel) => (kernel, 1),
+            ToRows::AsTheyAre => return Ok(()),
         };
         if rows.is_empty() || rows.end > self.row_tiles() {
             let expected = format!("up to {}, behind the first", self.row_tiles());

@@ -61,15 +61,6 @@ DEVICE Tile<WORDS, SUBS> load_tile(const u8* tile, int lane) {
     return loaded;
 }
 
-// Codes alone.
-template <int WORDS>
-DEVICE Tile<WORDS, 1> load_codes(const u8* tile, int lane) {
-    Tile<WORDS, 1> loaded;
-#pragma unroll
-    for (int i = 0; i < WORDS; i++) loaded.codes[i] = load_weights(tile + 512 * i + 16 * lane);
-    return loaded;
-}
-
 // Eight of a row of x from `at` on; zeros from `k` on, if the row may end there.
 template <bool ENDS>
 DEVICE Words load_x(const u16* x_of_all, int row, int at, int k) {

@@ -14,6 +14,8 @@
 //!     bytes:    step e / 8,         register 2 (e / 4 % 2) + (row / 8 % 2),   e % 4 in it
 //! ```
 //!
+//! Bytes that fill a register are as easily read from rows, of whole tiles, as cuBLASLt takes them: `[32 row tiles, 128 k tiles]`.
+//!
 //! Behind the codes of weights that have groups lie `[32 rows, groups of the tile]` words of scale and zero point: the scale as f32, whose four lowest bits
 //! are the zero point. That is exact for scales of half precision and bfloat16, and within 2^-20 for single ones.
 
@@ -35,7 +37,7 @@ const ZERO_BITS: u32 = 4;
 /// A weight as tiles.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tiles {
-    /// `[row tiles, k tiles, tile_bytes]`.
+    /// `[row tiles, k tiles, tile_bytes]`, or `[32 row tiles, 128 k tiles]`.
     pub bytes: Vec<u8>,
     /// Output channels of the weight.
     pub n: usize,
@@ -86,16 +88,24 @@ impl Fragments {
     }
 }
 
-/// How the codes of a format lie in a tile: what a lane has of a quarter of the tile, 32 weights, in words.
+/// How the codes of a format lie on a device.
 pub struct TileCodes {
-    /// The kernels that read it.
+    /// The kernels that read them.
     pub unit: &'static Unit,
-    /// What they multiply by.
-    pub fragments: Fragments,
     /// Words for 32 weights: as many as a code has bits.
     pub words: usize,
-    /// Where a code goes: which of the 32 it is, the code.
-    pub put: fn(&mut Quarter<'_>, usize, u8),
+    /// Where in a tile.
+    pub order: Order,
+}
+
+/// Where codes lie.
+#[derive(Clone, Copy)]
+pub enum Order {
+    /// In a tile, what a lane has of a quarter of it, 32 weights, in words; what multiplies by them, and where a code goes: which of the
+    /// 32 it is, the code.
+    Lanes(Fragments, fn(&mut Quarter<'_>, usize, u8)),
+    /// As signed bytes row by row, whatever the tile: the code of each, whose zero is 128.
+    Rows,
 }
 
 /// The words of a lane for 32 weights.
@@ -119,21 +129,16 @@ impl TileCodes {
     /// Codes of `BITS` bits, a divisor of 16, that fill words without a gap: pairs one after the other from the lowest bits on, the
     /// first of each in the low half of the word.
     pub(crate) const fn fields<const BITS: usize>(unit: &'static Unit) -> TileCodes {
-        TileCodes {
-            unit,
-            fragments: Fragments::Halves,
-            words: BITS,
-            put: |words, index, code| {
-                let (to_a_word, pair, half) = (16 / BITS, index / 2, index % 2);
-                words.set(pair / to_a_word, BITS * (pair % to_a_word) + 16 * half, code);
-            },
-        }
+        let put = |words: &mut Quarter<'_>, index: usize, code: u8| {
+            let (to_a_word, pair, half) = (16 / BITS, index / 2, index % 2);
+            words.set(pair / to_a_word, BITS * (pair % to_a_word) + 16 * half, code);
+        };
+        TileCodes { unit, words: BITS, order: Order::Lanes(Fragments::Halves, put) }
     }
 
-    /// Signed bytes, from codes whose zero is 128, register by register.
-    pub(crate) const fn bytes(unit: &'static Unit) -> TileCodes {
-        let put = |words: &mut Quarter<'_>, index: usize, code: u8| words.set(index / 4, 8 * (index % 4), code ^ 128);
-        TileCodes { unit, fragments: Fragments::Bytes, words: 8, put }
+    /// Signed bytes, from codes whose zero is 128, row by row.
+    pub(crate) const fn rows(unit: &'static Unit) -> TileCodes {
+        TileCodes { unit, words: 8, order: Order::Rows }
     }
 
     /// Signed nibbles, from codes whose zero is 8: two registers to a word, the first in the upper halves of its bytes.
@@ -142,7 +147,7 @@ impl TileCodes {
             let (register, byte) = (index / 4, index % 4);
             words.set(register / 2, 8 * byte + 4 * (1 - register % 2), code ^ 8);
         };
-        TileCodes { unit, fragments: Fragments::Bytes, words: 4, put }
+        TileCodes { unit, words: 4, order: Order::Lanes(Fragments::Bytes, put) }
     }
 
     /// Bytes of the codes of a tile.
@@ -217,8 +222,28 @@ impl Tiles {
                 let channels = first + rows * row_tile..first + outputs.min(rows * (row_tile + 1));
                 let begins = channels.start;
                 let codes = (format.unpack)(&stored.rows(channels)).map_err(|error| error.below(begins))?;
-                for (k_tile, tile) in tiles.chunks_mut(tile_bytes).enumerate() {
-                    fill(&codes, rows * part, k_tile, groups, tile, codes_of_tile);
+                let first = rows * part;
+                match codes_of_tile.order {
+                    Order::Lanes(fragments, put) => {
+                        for (k_tile, tile) in tiles.chunks_mut(tile_bytes).enumerate() {
+                            let (own, scales) = tile.split_at_mut(codes_of_tile.size());
+                            let put = |row: usize, k: usize, code: u8| {
+                                let Place { lane, quarter, index } = fragments.place(row, k);
+                                put(
+                                    &mut Quarter { tile: own, lane, first: codes_of_tile.words * quarter },
+                                    index,
+                                    code,
+                                );
+                            };
+                            fill(&codes, first, k_tile, groups, scales, put);
+                        }
+                    }
+                    Order::Rows => {
+                        for (row, codes) in codes.codes.chunks(codes.k.max(1)).enumerate() {
+                            let at = (first + row) * k_tiles * TILE_K;
+                            tiles[at..at + k].iter_mut().zip(codes).for_each(|(byte, code)| *byte = code ^ 128);
+                        }
+                    }
                 }
             }
         }
@@ -237,15 +262,19 @@ impl Tiles {
 }
 
 /// Codes and scales of some rows of a tile, from its row `first` on.
-fn fill(codes: &Codes, first: usize, k_tile: usize, groups: usize, tile: &mut [u8], codes_of_tile: &TileCodes) {
+fn fill(
+    codes: &Codes,
+    first: usize,
+    k_tile: usize,
+    groups: usize,
+    scales: &mut [u8],
+    mut put: impl FnMut(usize, usize, u8),
+) {
     let start = TILE_K * k_tile;
-    let (own, scales) = tile.split_at_mut(codes_of_tile.size());
     for row in 0..codes.n {
         let along_k = &codes.codes[row * codes.k..(row + 1) * codes.k][start..codes.k.min(start + TILE_K)];
         for (k, &code) in along_k.iter().enumerate() {
-            let Place { lane, quarter, index } = codes_of_tile.fragments.place(first + row, k);
-            let mut words = Quarter { tile: &mut *own, lane, first: codes_of_tile.words * quarter };
-            (codes_of_tile.put)(&mut words, index, code);
+            put(first + row, k, code);
         }
         for i in 0..groups {
             let begins = start + TILE_K / groups * i;

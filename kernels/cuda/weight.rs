@@ -218,7 +218,7 @@ impl DeviceWeight {
         };
         let both = |element| Ok::<_, DeviceError>([kernel(element, 8)?, kernel(element, 16)?]);
         let kernels = [both(Element::F16)?, both(Element::Bf16)?];
-        let to_rows = ToRows::load(device, layout.unit, format.name, geometry.groups > 0)?;
+        let to_rows = ToRows::load(device, layout.unit, format.name, geometry.groups > 0, layout.order)?;
         let Geometry { row_tiles, k_tiles, groups, .. } = geometry;
         let tile = geometry.bytes() / (row_tiles * k_tiles);
         let middle = match groups {

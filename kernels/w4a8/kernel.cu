@@ -3,9 +3,7 @@
 // by `TileCodes::nibbles`.
 #include "integer.cuh"
 
-struct W4Bytes {
-    static const int WORDS = 4;
-
+struct W4Bytes : InTiles<4> {
     static DEVICE void bytes(const u32 (&words)[WORDS], u32 (&bytes)[8]) {
 #pragma unroll
         for (int i = 0; i < 4; i++) {

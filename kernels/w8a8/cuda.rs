@@ -1,6 +1,6 @@
-//! The tiles of `kernel.cu`.
+//! The order of weights that `kernel.cu` reads.
 
 use crate::cuda::{TileCodes, Unit};
 
 /// See `kernel.cu`.
-pub(super) static TILES: TileCodes = TileCodes::bytes(&Unit { name: "w8a8", source: include_str!("kernel.cu") });
+pub(super) static TILES: TileCodes = TileCodes::rows(&Unit { name: "w8a8", source: include_str!("kernel.cu") });

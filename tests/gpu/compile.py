@@ -39,7 +39,7 @@ REGISTERS = 65536  # of a multiprocessor
 MOST_REGISTERS = 64  # of a thread, where a kernel has no loop over tiles
 
 # Bits of the weight, token rows, for activations of 8 bits: the most instructions that a tile may cost, as below.
-INTEGER_CEILINGS = {(4, 8): (103, 103), (4, 16): (124, 120), (8, 8): (75, 75), (8, 16): (106, 91)}
+INTEGER_CEILINGS = {(4, 8): (103, 103), (4, 16): (124, 120), (8, 8): (85, 90), (8, 16): (106, 110)}
 
 # Bits, type, with 64 token rows and scales applied four times a tile, as for groups of 32.
 MIDDLE_CEILINGS = {

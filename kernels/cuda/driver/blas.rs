@@ -47,8 +47,8 @@ pub(crate) enum Number {
     I8,
 }
 
-/// A product `y = x w^T`, all in a device's memory: `x: [rows, k]`, `w: [n, k]`, of one kind of number; `y: [rows, n]`, of sums, or
-/// of them rounded to that kind of number.
+/// A product `y = x w^T + bias + residual`, all in a device's memory: `x: [rows, k]`, `w: [n, k]`, of one kind of number; `y: [rows, n]`,
+/// of sums, or of them rounded to that kind of number, once.
 #[derive(Clone, Copy)]
 pub(crate) struct Multiplied<'a> {
     pub(crate) number: Number,
@@ -63,6 +63,10 @@ pub(crate) struct Multiplied<'a> {
     pub(crate) y_stride: usize,
     /// Not of bytes.
     pub(crate) rounded: bool,
+    /// `[n]`, for what is rounded.
+    pub(crate) bias: Option<&'a Memory>,
+    /// `[rows, n]`, spaced as y, which it may be; for what is rounded.
+    pub(crate) residual: Option<&'a Memory>,
 }
 
 /// What the library says, and what it was asked for.
@@ -113,7 +117,8 @@ impl Blas {
     /// The memory has to be as large as the shapes say. Rows of x and w begin at multiples of 16 bytes, as does y.
     pub(crate) unsafe fn multiply(&self, stream: &Stream, product: &Multiplied<'_>) -> Result<(), DeviceError> {
         stream.device.bind()?;
-        let &Multiplied { number, rows, n, k, x, x_stride, w, w_stride, y, y_stride, rounded } = product;
+        let &Multiplied { number, rows, n, k, x, x_stride, w, w_stride, y, y_stride, rounded, bias, residual } =
+            product;
         use sys::{cublasComputeType_t as Compute, cudaDataType_t as Type};
         let (kind, sum, compute) = match number {
             Number::F16 => (Type::CUDA_R_16F, Type::CUDA_R_32F, Compute::CUBLAS_COMPUTE_32F),
@@ -135,6 +140,22 @@ impl Blas {
         // SAFETY: the description lives, and the attribute is 32 bits.
         unsafe { result::set_matmul_desc_attribute(product.0, attribute, (&raw const transposed).cast(), 4) }
             .map_err(refused("transpose a matrix"))?;
+        if let Some(bias) = bias {
+            use sys::cublasLtMatmulDescAttributes_t as Attribute;
+            let (what, at) = (sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as u32, bias.at());
+            let (what, at) = ((&raw const what).cast(), (&raw const at).cast());
+            // SAFETY: the description lives; one attribute is 32 bits, the other an address.
+            unsafe {
+                result::set_matmul_desc_attribute(product.0, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, what, 4)
+                    .and(result::set_matmul_desc_attribute(
+                        product.0,
+                        Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER,
+                        at,
+                        8,
+                    ))
+                    .map_err(refused("add a bias"))?;
+            }
+        }
         let preference = result::create_matmul_pref().map_err(refused("describe what is preferred"))?;
         let preference = Owned(preference, result::destroy_matmul_pref);
         use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
@@ -160,8 +181,9 @@ impl Blas {
         let chosen = chosen.map_err(refused("find a way to multiply"))?;
         // Of the type of the sums.
         let one = if number == Number::I8 { 1u32 } else { 1f32.to_bits() };
-        let zero = 0u32;
+        let beta = if residual.is_some() { one } else { 0 };
         let y_at = y.at() as *mut c_void;
+        let residual_at = residual.map_or(y_at.cast_const(), |residual| residual.at() as *const c_void);
         // SAFETY: the memory is as large as the descriptions say by this function's contract, and lives on: freeing it waits for
         // the device, and a recording keeps it.
         unsafe {
@@ -169,12 +191,12 @@ impl Blas {
                 self.handle,
                 product.0,
                 (&raw const one).cast(),
-                (&raw const zero).cast(),
+                (&raw const beta).cast(),
                 w.at() as *const c_void,
                 a.0,
                 x.at() as *const c_void,
                 b.0,
-                y_at,
+                residual_at,
                 d.0,
                 y_at,
                 d.0,
@@ -185,7 +207,8 @@ impl Blas {
             )
         }
         .map_err(refused("multiply"))?;
-        stream.keep(&[x, w, y, &self.workspace], None);
+        let also = [bias, residual].into_iter().flatten();
+        stream.keep(&[x, w, y, &self.workspace].into_iter().chain(also).collect::<Vec<_>>(), None);
         Ok(())
     }
 }

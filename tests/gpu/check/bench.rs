@@ -19,6 +19,9 @@ const ROTATED: usize = 512 << 20;
 const FEW_TURNS: [usize; 2] = [5, 10];
 const MANY_TURNS: [usize; 2] = [3, 5];
 
+/// Bytes of a slab that the second-level cache holds while cuBLASLt multiplies by it.
+const SLAB: usize = 24 << 20;
+
 /// Weights of a group.
 const GROUP: usize = 128;
 
@@ -307,8 +310,11 @@ pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receip
 pub(crate) fn many(device: &Arc<Device>, options: &Options, receipts: &mut Receipts) -> Result<(), DeviceError> {
     let mut stream = device.stream()?;
     println!("\nmicroseconds for a product with many rows; over cuBLASLt's in f16: of the better");
-    println!("| k x n | rows | format | by our kernels | by cuBLASLt | TFLOP/s | cuBLASLt f16 | time over it |");
-    println!("|---|---|---|---|---|---|---|---|");
+    println!(
+        "| k x n | rows | format | by our kernels | by cuBLASLt | in slabs of {} MB | TFLOP/s | cuBLASLt f16 | time over it |",
+        SLAB >> 20
+    );
+    println!("|---|---|---|---|---|---|---|---|---|");
     let (sizes, many): (_, &[usize]) = match options.small {
         true => (vec![(256, 96)], &[20]),
         false => (vec![(3584, 3584), (3584, 18944)], &[17, 24, 32, 33, 48, 64, 128, 256, 512, 1024, 2048, 4096]),
@@ -325,12 +331,12 @@ pub(crate) fn many(device: &Arc<Device>, options: &Options, receipts: &mut Recei
             stream.fill(&scales, 0x2c)?;
             let count = dense.weights.len();
             let mut graphs = vec![dense.graph(&mut stream, rows, count)?];
-            // Slices, and cuBLASLt: neither of which need be there.
+            // Slices, cuBLASLt, and that in slabs: none of which need be there.
             let mut places = Vec::new();
             for layer in &layers {
                 let count = layer.weights.len();
                 let first = &layer.weights[0];
-                let mut place = [None; 2];
+                let mut place = [None; 3];
                 if rows <= 256 {
                     let mut workspace = Workspace::new(&stream, &[first], None)?;
                     let graph = stream.record(|stream| {
@@ -341,18 +347,20 @@ pub(crate) fn many(device: &Arc<Device>, options: &Options, receipts: &mut Recei
                     place[0] = Some(graphs.len());
                     graphs.push(Timed { graph, products: count });
                 }
-                let mut prefill = Prefill::new(&stream, &[first], rows)?;
-                let graph = stream.record(|stream| {
-                    layer.weights.iter().try_for_each(|weight| {
-                        weight.product_of_many(stream, &product(weight, rows, &x, &scales, &y), &mut prefill)
-                    })
-                });
-                match graph {
-                    // cuBLASLt need not have a kernel for so few.
-                    Err(DeviceError::Driver { .. }) if rows < 32 => {}
-                    other => {
-                        place[1] = Some(graphs.len());
-                        graphs.push(Timed { graph: other?, products: count });
+                for (slab, place) in [usize::MAX, SLAB].into_iter().zip(&mut place[1..]) {
+                    let mut prefill = Prefill::with_slab(&stream, &[first], rows, slab)?;
+                    let graph = stream.record(|stream| {
+                        layer.weights.iter().try_for_each(|weight| {
+                            weight.product_of_many(stream, &product(weight, rows, &x, &scales, &y), &mut prefill)
+                        })
+                    });
+                    match graph {
+                        // cuBLASLt need not have a kernel for so few.
+                        Err(DeviceError::Driver { .. }) if rows < 32 => {}
+                        other => {
+                            *place = Some(graphs.len());
+                            graphs.push(Timed { graph: other?, products: count });
+                        }
                     }
                 }
                 places.push(place);
@@ -360,21 +368,22 @@ pub(crate) fn many(device: &Arc<Device>, options: &Options, receipts: &mut Recei
             let times = in_turns(&stream, &graphs, MANY_TURNS, options.small)?;
             let peer = times[0][1];
             for (layer, place) in layers.iter().zip(places) {
-                let [sliced, blas] = place.map(|place| place.map(|place| times[place][1]));
-                let Some(best) = [sliced, blas].into_iter().flatten().reduce(f64::min) else { continue };
+                let [sliced, blas, slabs] = place.map(|place| place.map(|place| times[place][1]));
+                let Some(best) = [sliced, blas, slabs].into_iter().flatten().reduce(f64::min) else { continue };
                 let cell = |time: Option<f64>| time.map_or("-".to_owned(), |time| format!("{:.1}", 1e6 * time));
                 let name = layer.weights[0].format().name;
                 println!(
-                    "| {k} x {n} | {rows} | {name} | {} | {} | {:.0} | {:.1} | {:.2} |",
+                    "| {k} x {n} | {rows} | {name} | {} | {} | {} | {:.0} | {:.1} | {:.2} |",
                     cell(sliced),
                     cell(blas),
+                    cell(slabs),
                     2.0 * (rows * k * n) as f64 / best / 1e12,
                     1e6 * peer,
                     best / peer
                 );
                 receipts.time(
                     "finish",
-                    json!({"format": name, "k": k, "n": n, "rows": rows, "sliced": sliced, "blas": blas, "dense": peer}),
+                    json!({"format": name, "k": k, "n": n, "rows": rows, "sliced": sliced, "blas": blas, "slabs": slabs, "dense": peer}),
                 );
             }
             receipts.keep();

@@ -23,16 +23,23 @@ pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receip
         }
         shapes.push(Shape { residual: true, single: false, rows: 1, k: 77, ..plain });
         shapes.push(Shape { gated: true, bias: true, residual: true, n: 70, ..plain });
+        // Rows of y at multiples of 16 bytes: cuBLASLt does all there is to do.
+        for (bias, residual, n) in [(false, false, 77), (true, false, 93), (false, true, 61), (true, true, 133)] {
+            shapes.push(Shape { n, bias, residual, single: false, ..plain });
+        }
         if !options.small {
-            // Several slabs, the last of which is lower.
+            // Several slabs, the last of which is lower; and all in one.
             shapes.push(Shape { n: 20000, k: 3584, rows: 1000, single: false, ..plain });
+            shapes.push(Shape { n: 18941, k: 3584, rows: 600, single: false, residual: true, bias: true, ..plain });
             shapes.push(Shape { n: 37888, k: 3584, rows: 129, gated: true, ..plain });
         }
     }
-    for shape in &shapes {
+    for (i, shape) in shapes.iter().enumerate() {
         let case = Case::random(*shape, &mut random);
         let placed = Placed::new(&stream, &case)?;
-        let mut prefill = match Prefill::new(&stream, &[&placed.weight], shape.rows) {
+        // Slabs of one row of tiles, of a few, of all.
+        let slab = [1, 2 * 3 * 32 * shape.k.next_multiple_of(8), 160 << 20][i % 3];
+        let mut prefill = match Prefill::with_slab(&stream, &[&placed.weight], shape.rows, slab) {
             Err(error @ DeviceError::NoBlas) => {
                 println!("finish: not checked: {error}");
                 return Ok(0);
@@ -57,7 +64,10 @@ pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receip
         if !matches!(error.partial_cmp(&most), Some(std::cmp::Ordering::Less | std::cmp::Ordering::Equal)) {
             faults.push(format!("{shape:?}, many rows: relative error {error:e}, at most {most:e}"));
         }
-        receipts.checked("finish", &format!("finish_{}", name(shape.element)), shape.single, error, 1);
+        // Otherwise cuBLASLt has done it.
+        if shape.single || shape.gated || shape.y_stride() % 8 != 0 {
+            receipts.checked("finish", &format!("finish_{}", name(shape.element)), shape.single, error, 1);
+        }
     }
     println!("finish: {} shapes of many rows", shapes.len());
     of_any(&stream, &mut random, &mut faults)?;

@@ -210,7 +210,7 @@ API cuLaunchKernelEx(const Config* config, const Entry* entry, void** parameters
     return SUCCESS;
 }
 
-// cuBLASLt, as far as `kernels/cuda/driver/blas.rs` uses it: D = op(A) B in f32, or rounded to 16 bits, or of bytes in 32-bit integers; columns
+// cuBLASLt, as far as `kernels/cuda/driver/blas.rs` uses it: D = op(A) B in f32, or with a bias and C added and rounded to 16 bits, or of bytes in 32-bit integers; columns
 // first.
 struct Layout {
     int type;
@@ -218,7 +218,8 @@ struct Layout {
     long long stride;
 };
 struct Product {
-    int compute, scale, transposed;
+    int compute, scale, transposed, epilogue;
+    const u16* bias;
 };
 enum { HALF = 2, BRAIN = 14, SINGLE = 0, BYTE = 3, INTEGER = 10, COMPUTE_32F = 68, COMPUTE_32I = 72, NOT_SUPPORTED = 15 };
 
@@ -228,11 +229,12 @@ API cublasLtMatrixLayoutCreate(Layout** layout, int type, u64 rows, u64 columns,
     return *layout = new Layout{type, rows, columns, stride}, SUCCESS;
 }
 API cublasLtMatrixLayoutDestroy(Layout* layout) { return delete layout, SUCCESS; }
-API cublasLtMatmulDescCreate(Product** product, int compute, int scale) { return *product = new Product{compute, scale, 0}, SUCCESS; }
+API cublasLtMatmulDescCreate(Product** product, int compute, int scale) { return *product = new Product{compute, scale, 0, 1, nullptr}, SUCCESS; }
 API cublasLtMatmulDescDestroy(Product* product) { return delete product, SUCCESS; }
 API cublasLtMatmulDescSetAttribute(Product* product, int attribute, const int* value, size_t bytes) {
-    if (attribute != 3 || bytes != 4) return (int)NOT_SUPPORTED;
-    return product->transposed = *value, SUCCESS;
+    if (attribute == 8 && bytes == 8) return memcpy(&product->bias, value, 8), SUCCESS;
+    if ((attribute != 3 && attribute != 7) || bytes != 4) return (int)NOT_SUPPORTED;
+    return (attribute == 3 ? product->transposed : product->epilogue) = *value, SUCCESS;
 }
 API cublasLtMatmulPreferenceCreate(int** preference) { return *preference = new int, SUCCESS; }
 API cublasLtMatmulPreferenceDestroy(int* preference) { return delete preference, SUCCESS; }
@@ -245,15 +247,20 @@ API cublasLtMatmulAlgoGetHeuristic(void*, Product* product, Layout* a, Layout* b
     int whole = bytes ? 16 : 8;
     bool right = (floats || bytes) && product->transposed == 1 && b->type == a->type && a->rows == b->rows && d->rows == a->columns &&
                  d->columns == b->columns && a->stride % whole == 0 && b->stride % whole == 0 && a->stride >= (long long)a->rows;
+    right &= product->bias ? product->epilogue == 4 && d->type == a->type : product->epilogue == 1;
     memset(result, 0, 96);  // cublasLtMatmulHeuristicResult_t, whose state is then a success
     return *count = right, SUCCESS;
 }
 API cublasLtMatmul(void*, Product* product, const void* alpha, const u16* a, Layout* a_layout, const u16* b, Layout* b_layout, const void* beta,
-                   const void*, Layout*, float* d, Layout* d_layout, const void*, void*, size_t, Stream* stream) {
+                   const u16* c, Layout* c_layout, float* d, Layout* d_layout, const void*, void*, size_t, Stream* stream) {
     bool bytes = product->compute == COMPUTE_32I;
-    bool plain = bytes ? *(const int*)alpha == 1 && *(const int*)beta == 0 : *(const float*)alpha == 1 && *(const float*)beta == 0;
+    bool adds = bytes ? *(const int*)beta != 0 : *(const float*)beta != 0;
+    bool plain = bytes ? *(const int*)alpha == 1 : *(const float*)alpha == 1;
+    // What is added is of the type of D, and spaced as it.
+    if (adds && (bytes || *(const float*)beta != 1 || d_layout->type != a_layout->type || c_layout->stride != d_layout->stride)) return INVALID_VALUE;
     if (!plain || (u64)a % 16 || (u64)b % 16 || (u64)d % 16) return INVALID_VALUE;
     Layout left = *a_layout, right = *b_layout, out = *d_layout;
+    const u16* bias = product->bias;
     put(stream, [=] {
         auto number = [&](u16 bits) { return left.type == HALF ? to_float(F16(), bits) : to_float(BF16(), bits); };
         for (u64 i = 0; i < out.rows; i++)
@@ -267,6 +274,8 @@ API cublasLtMatmul(void*, Product* product, const void* alpha, const u16* a, Lay
                 double sum = 0;
                 for (u64 k = 0; k < left.rows; k++) sum += (double)number(a[i * left.stride + k]) * number(b[j * right.stride + k]);
                 u64 at = j * out.stride + i;
+                if (bias) sum += (double)number(bias[i]);
+                if (adds) sum += (double)number(c[at]);
                 if (out.type == SINGLE)
                     d[at] = (float)sum;
                 else

@@ -54,7 +54,6 @@ static const Entry KERNELS[] = {
     ENTRY(finish_integers_f16, FinishIntegers, 256, 0),
     ENTRY(finish_integers_bf16, FinishIntegers, 256, 0),
     ENTRY(w4a8_codes, Dequantize, 128, 0),
-    ENTRY(w8a8_codes, Dequantize, 128, 0),
     ENTRY(norm_f16, Norm, 256, 64),
     ENTRY(norm_bf16, Norm, 256, 64),
 };
