@@ -226,10 +226,14 @@ impl DeviceWeight {
             _ => Some(Middle::load(device, layout.unit, format.name, tile - 4 * TILE_CHANNELS * groups)?),
         };
         let tiles = device.memory(geometry.bytes())?;
-        // As `blocks_together` in `small.cuh`: kernels for 16 rows take the registers of a multiprocessor for one block, but for few.
-        let one = groups > 1 || groups == 1 && layout.words != 3;
-        let beside: [usize; ROWS_AT_ONCE] = std::array::from_fn(|i| if i >= 8 && one { 1 } else { 2 });
-        let spreads = Spread::best(row_tiles, k_tiles, tile, device.about().multiprocessors, &beside).into();
+        // Kernels for 16 rows may take the registers of a multiprocessor for one block.
+        let beside = |many: usize| {
+            let [f16, bf16] = [&kernels[0][many], &kernels[1][many]].map(|one| one.side_by_side(THREADS, shared(many)));
+            Ok::<_, DeviceError>(f16?.min(bf16?))
+        };
+        let beside = [[beside(0)?; 8], [beside(1)?; 8]];
+        let beside = beside.as_flattened();
+        let spreads = Spread::best(row_tiles, k_tiles, tile, device.about().multiprocessors, beside).into();
         let weight = DeviceWeight {
             format,
             n,
@@ -420,14 +424,10 @@ impl DeviceWeight {
     ) -> Result<(), DeviceError> {
         let &DeviceProduct { x, rows, element, .. } = product;
         let (_, _, token_scales) = x.parts();
-        let shared_rows = if rows <= 8 { 8 } else { 16 };
-        let kernel = &self.kernels[usize::from(element == Element::Bf16)][usize::from(rows > 8)];
+        let many = usize::from(rows > 8);
+        let kernel = &self.kernels[usize::from(element == Element::Bf16)][many];
         let arguments = self.dealt(product, spread, workspace);
-        let grid = Grid {
-            blocks: [spread.blocks as u32, 1],
-            threads: THREADS,
-            shared: (WARPS * TILE_CHANNELS * shared_rows * 4 + 16) as u32,
-        };
+        let grid = Grid { blocks: [spread.blocks as u32, 1], threads: THREADS, shared: shared(many) as u32 };
         let mut uses = self.uses(product);
         uses.extend(workspace.memory());
         if let (Some(scales), Some(token_scales)) = (&self.scales, token_scales) {
@@ -604,6 +604,11 @@ impl DeviceWeight {
     pub(super) fn units(&self, together: usize) -> usize {
         self.row_tiles.div_ceil(together) * self.k_tiles
     }
+}
+
+/// Bytes of shared memory of a kernel for 8 token rows, or for 16: `small_shared` in `small.cuh`.
+fn shared(many: usize) -> usize {
+    WARPS * TILE_CHANNELS * 8 * (1 + many) * 4 + 16
 }
 
 /// The most input or output channels: a grid has no more blocks in its second direction, of 32 channels each.

@@ -345,3 +345,11 @@ pub(super) struct Kernel {
     /// Whether it waits for the kernels ahead of it, so that it may be started before they have ended.
     waits: bool,
 }
+
+impl Kernel {
+    /// Blocks of so many threads, with so many bytes of shared memory each, that a multiprocessor runs side by side.
+    pub(super) fn side_by_side(&self, threads: u32, shared: usize) -> Result<usize, DeviceError> {
+        let blocks = self.function.occupancy_max_active_blocks_per_multiprocessor(threads, shared, None);
+        Ok(blocks.map_err(refused("tell how many blocks of a kernel run side by side"))? as usize)
+    }
+}

@@ -23,7 +23,10 @@ typedef uint32_t u32;
 typedef unsigned long long u64;
 
 #define DEVICE inline
-#define KERNEL(name, threads, blocks) static void name
+// The blocks that a multiprocessor is to run side by side are known by name.
+#define KERNEL(name, threads, blocks)         \
+    static const int name##_blocks = (blocks); \
+    static void name
 
 struct alignas(16) Words {
     u32 at[4];

@@ -197,6 +197,10 @@ API cuFuncSetAttribute(const Entry* entry, int attribute, int value) {
     if (attribute != 8 || value < 0 || value > 99 << 10) return INVALID_VALUE;
     return shared_allowed[entry] = value, SUCCESS;
 }
+API cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const Entry* entry, int threads, size_t shared, unsigned) {
+    if (threads != entry->threads || (int)shared != entry->shared) return INVALID_VALUE;
+    return *blocks = entry->blocks, SUCCESS;
+}
 API cuLaunchKernelEx(const Config* config, const Entry* entry, void** parameters, void**) {
     Config copy = *config;
     static u64 seed;

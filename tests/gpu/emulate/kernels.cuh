@@ -14,6 +14,7 @@ struct Entry {
     size_t bytes;  // of the arguments
     int threads;
     int shared;  // bytes of dynamic shared memory
+    int blocks;  // that a multiprocessor runs side by side
 };
 
 template <class Arguments, void KERNEL_OF(Arguments)>
@@ -21,7 +22,7 @@ static void run_kernel(const void* arguments) {
     KERNEL_OF(*(const Arguments*)arguments);
 }
 
-#define ENTRY(name, Arguments, threads, shared) {#name, run_kernel<const Arguments, name>, sizeof(Arguments), threads, shared}
+#define ENTRY(name, Arguments, threads, shared) {#name, run_kernel<const Arguments, name>, sizeof(Arguments), threads, shared, name##_blocks}
 #define ROWS_ENTRY(name, type, rows, group) ENTRY(name##_##type##_##rows##_g##group, Small, 256, small_shared<rows / 8>())
 #define GROUPS(name, type, rows) \
     ROWS_ENTRY(name, type, rows, 128), ROWS_ENTRY(name, type, rows, 64), ROWS_ENTRY(name, type, rows, 32)
