@@ -64,9 +64,11 @@ fn size(weight: &DeviceWeight) -> usize {
 
 /// Token rows from which on cuBLASLt is thought to be faster, numbers and all: for weights whose kernels take 64 rows at once, of which
 /// one pass over 3584 x 18944 costs an H200 about 12 us by its instructions, and making numbers of such a weight, with a product in half
-/// precision, about 70; and for bytes, 16 rows at once. No device was asked: `gpu_check --only bench` tells the times of both.
+/// precision, about 70; for bytes, 16 rows at once; for bytes that are multiplied as they are, the fewest that it surely takes. No
+/// device was asked: `gpu_check --only bench` tells the times of all.
 const MANY_ROWS: usize = 321;
 const MANY_ROWS_OF_BYTES: usize = 65;
+const MANY_ROWS_AS_THEY_ARE: usize = 32;
 
 /// Numbers from one row of a slab to the next.
 fn row(weight: &DeviceWeight) -> usize {
@@ -132,7 +134,11 @@ impl Prefill {
 impl DeviceWeight {
     /// Token rows from which on [`DeviceWeight::product_of_any`] takes cuBLASLt.
     pub fn many(&self) -> usize {
-        if self.middle.is_some() { MANY_ROWS } else { MANY_ROWS_OF_BYTES }
+        match self.to_rows {
+            ToRows::Numbers(_) => MANY_ROWS,
+            ToRows::Codes(_) => MANY_ROWS_OF_BYTES,
+            ToRows::AsTheyAre => MANY_ROWS_AS_THEY_ARE,
+        }
     }
 
     /// Puts `y = x W^T` into the stream in the way that is thought to be faster for that many token rows: as [`DeviceWeight::product`]

@@ -1,12 +1,12 @@
 """What torch and others make of the same shapes on this GPU, beside our times.
 
-    python tests/gpu/peers.py [--ours FOLDER] [--sources FOLDER] [--out FILE]
+    python tests/gpu/peers.py [--peer NAME] [--ours FOLDER] [--sources FOLDER] [--out FILE]
 
 --ours is the folder with the receipts of `gpu_check --only bench` of the same run. Every peer is measured as ours are: a CUDA graph
 of 200 products or more with copies of a weight that together are 512 MB or more, one after another; microseconds for one, the median
-of 50 launches. torch's own are always there; humming (humming-kernels), Marlin (IST-DASLab's) and QServe are timed where they are
-installed, or where --sources holds the latter two as `marlin` and `qserve`, which are compiled then. A peer that is not there, or
-that refuses a shape, is named with the reason. NOT RUN YET: written without a GPU.
+of 50 launches. Without --peer, torch's own are timed; humming (humming-kernels), Marlin (IST-DASLab's) and QServe, one in a process,
+where they are installed, or where --sources holds the latter two as `marlin` and `qserve`, which are compiled then. A peer that is not
+there, or that refuses a shape, is named with the reason. NOT RUN YET: written without a GPU.
 """
 
 import argparse
@@ -49,14 +49,20 @@ def humming(bits, k, n):
     layer.load_from_unquantized(torch.randn(n, k, device="cuda", dtype=torch.float16) * 0.01)
     layer.transform()
     size = sum(tensor.nbytes for tensor in layer.parameters())
-    return [layer], lambda x, layer: layer(x), torch.float16, size
+
+    @functools.cache
+    def tuning(rows):
+        # Of this number of rows alone: it would compile a kernel for every other.
+        return importlib.import_module("humming.tune").get_heuristics_config(layer.humming_config, shape_m=rows)
+
+    return [layer], lambda x, layer: layer(x, tuning_config=tuning(x.shape[0])), torch.float16, size
 
 
 SOURCES = None
 
 
 @functools.cache
-def kernels_of(name, modules, folder, *files):
+def kernels_of(name, modules, folder, flags, *files):
     """A package's kernels, as they are installed under one of these names, or from its sources."""
     for module in modules:
         try:
@@ -68,12 +74,12 @@ def kernels_of(name, modules, folder, *files):
         raise ImportError(f"{name} is not installed, and there are no sources of it")
     from torch.utils.cpp_extension import load
 
-    return load(name=f"{name}_from_sources", sources=[str(path) for path in paths], extra_cuda_cflags=["-O3", "-std=c++17"])
+    return load(name=f"{name}_from_sources", sources=[str(path) for path in paths], extra_cuda_cflags=["-O3", *flags])
 
 
 def marlin(k, n):
     """Marlin's 4 bits, symmetric, groups of 128."""
-    kernels = kernels_of("marlin", ("marlin_cuda",), "marlin/marlin", "marlin_cuda.cpp", "marlin_cuda_kernel.cu")
+    kernels = kernels_of("marlin", ("marlin_cuda",), "marlin/marlin", (), "marlin_cuda.cpp", "marlin_cuda_kernel.cu")
     codes = torch.randint(-(2**31), 2**31 - 1, (k // 16, 2 * n), device="cuda", dtype=torch.int32)
     scales = torch.rand(k // GROUP, n, device="cuda", dtype=torch.float16) * 0.01
     meeting = torch.zeros(n // 128 * 16, device="cuda", dtype=torch.int32)
@@ -88,21 +94,24 @@ def marlin(k, n):
 def qserve(k, n):
     """QServe's 4 bits by 8, scales of channels."""
     modules = tuple(f"{package}.qgemm_w4a8_per_chn" for package in ("qserve_backend", "omniserve_backend"))
-    kernels = kernels_of("qserve", modules, "qserve/kernels/csrc/qgemm/w4a8_per_chn", "pybind.cpp", "gemm_cuda.cu")
+    # As its own build has them: torch's would take conversions away that it needs.
+    flags = ["-DENABLE_BF16", "--use_fast_math", "--expt-relaxed-constexpr", "--expt-extended-lambda"]
+    flags += [f"-U__CUDA_NO_{kind}_{what}__" for kind in ("HALF", "BFLOAT16", "BFLOAT162") for what in ("OPERATORS", "CONVERSIONS")]
+    kernels = kernels_of("qserve", modules, "qserve/kernels/csrc/qgemm/w4a8_per_chn", tuple(flags), "pybind.cpp", "gemm_cuda.cu")
     codes = torch.randint(-128, 128, (n, k // 2), device="cuda", dtype=torch.int8)
     scales, zeros = (torch.rand(n, device="cuda", dtype=torch.float16) * 0.01 for _ in range(2))
+    of_tokens = torch.ones(max(ROWS), device="cuda", dtype=torch.float16)
 
     def product(x, codes, scales, zeros):
-        of_tokens = torch.ones(2, x.shape[0], device="cuda", dtype=torch.float16)
         y = torch.empty(x.shape[0], n, device="cuda", dtype=torch.float16)
-        kernels.gemm_forward_cuda(x, codes, scales, of_tokens[0], zeros, of_tokens[1], y)
+        tokens = of_tokens[: x.shape[0]]
+        kernels.gemm_forward_cuda(x, codes, scales, tokens, zeros, tokens, y)
 
     return [codes, scales, zeros], product, torch.int8, codes.nbytes
 
 
-PEERS = {
-    "cuBLAS f16": half,
-    "tinygemm w4": tinygemm,
+TORCH = {"cuBLAS f16": half, "tinygemm w4": tinygemm}
+OTHERS = {
     "humming w3": functools.partial(humming, 3),
     "humming w4": functools.partial(humming, 4),
     "Marlin w4": marlin,
@@ -146,7 +155,7 @@ def microseconds(work, count, launches=50):
 
 def cold(make, k, n, rows):
     parts, product, dtype, size = make(k, n)
-    copies = max(2, ROTATED // size)
+    copies = max(2, -(-ROTATED // size))
     weights = [parts] + [copy.deepcopy(parts) for _ in range(copies - 1)]
     inputs = [activations(rows, k, dtype) for _ in weights]
     rounds = -(-200 // copies)
@@ -160,13 +169,25 @@ def cold(make, k, n, rows):
 
 
 def prefill(rows, k, n):
-    """Half precision and int8 for many rows, one weight: bound by arithmetic, not by memory."""
-    x = torch.randn(rows, k, device="cuda", dtype=torch.float16)
-    weight = torch.randn(n, k, device="cuda", dtype=torch.float16)
-    integers = torch.randint(-127, 128, (rows, k), device="cuda", dtype=torch.int8)
-    columns = torch.randint(-127, 128, (n, k), device="cuda", dtype=torch.int8).t()
-    times = {"cuBLAS f16": microseconds(lambda: [torch.nn.functional.linear(x, weight) for _ in range(20)], 20)}
-    times["torch._int_mm"] = microseconds(lambda: [torch._int_mm(integers, columns) for _ in range(20)], 20)
+    """Half precision and int8 for many rows, with weights that no cache holds."""
+    times = {}
+    for name, size in (("cuBLAS f16", 2), ("torch._int_mm", 1)):
+        copies = max(2, -(-ROTATED // (size * n * k)))
+        if size == 2:
+            x = torch.randn(rows, k, device="cuda", dtype=torch.float16)
+            weights = [torch.randn(n, k, device="cuda", dtype=torch.float16) for _ in range(copies)]
+            product = torch.nn.functional.linear
+        else:
+            x = torch.randint(-127, 128, (rows, k), device="cuda", dtype=torch.int8)
+            weights = [torch.randint(-127, 128, (n, k), device="cuda", dtype=torch.int8).t() for _ in range(copies)]
+            product = torch._int_mm
+        count = -(-40 // copies) * copies
+
+        def work():
+            for i in range(count):
+                product(x, weights[i % copies])
+
+        times[name] = microseconds(work, count, 15)
     return times
 
 
@@ -181,57 +202,70 @@ def ceilings():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peer", choices=OTHERS)
     parser.add_argument("--ours", type=pathlib.Path)
     parser.add_argument("--sources", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path)
     arguments = parser.parse_args()
     global SOURCES
     SOURCES = arguments.sources
-    found = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "ceilings": ceilings(), "cold": [], "prefill": []}
-    print(found["device"], "torch", found["torch"], {name: f"{rate / 1e12:.2f} TB/s" for name, rate in found["ceilings"].items()})
-    ours = {}
-    for path in sorted(arguments.ours.glob("w*.json")) if arguments.ours else []:
+    found = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "cold": [], "prefill": []}
+    ours, many = {}, {}
+    for path in sorted(arguments.ours.glob("*.json")) if arguments.ours else []:
         receipt = json.loads(path.read_text())
-        for row in receipt["times"]:
-            ours[receipt["unit"], row["k"], row["n"], row["rows"]] = 1e6 * row["cold"][1]
+        for row in receipt.get("times", []):
+            if "cold" in row:
+                ours[receipt["unit"], row["k"], row["n"], row["rows"]] = 1e6 * row["cold"][1]
+            else:
+                times = [row[way] for way in ("sliced", "blas") if row[way]]
+                many[row["format"], row["k"], row["n"], row["rows"]] = 1e6 * min(times)
+    peers = {arguments.peer: OTHERS[arguments.peer]} if arguments.peer else TORCH
 
     def save():
         if arguments.out:
             arguments.out.write_text(json.dumps(found, indent=1) + "\n")
 
-    missing = {}
+    if not arguments.peer:
+        found["ceilings"] = ceilings()
+        print(found["device"], "torch", found["torch"], {name: f"{rate / 1e12:.2f} TB/s" for name, rate in found["ceilings"].items()})
     units = sorted({unit for unit, *_ in ours})
-    print("\n| k x n | rows | " + " | ".join([*PEERS, *(f"our {unit}" for unit in units)]) + " | cuBLAS over our w3 |")
-    print("|---|---|" + "---|" * (len(PEERS) + len(units) + 1))
+    names = list(peers)
+    print("\n| k x n | rows | " + " | ".join([*names, *(f"our {unit}" for unit in units)]) + f" | {names[0]} over our w3 |")
+    print("|---|---|" + "---|" * (len(names) + len(units) + 1))
     for k, n in SIZES:
         for rows in ROWS:
             row = {"k": k, "n": n, "rows": rows}
-            for name, make in PEERS.items():
+            for name, make in list(peers.items()):
                 row[name] = None
-                if name in missing:
-                    continue
                 try:
                     row[name], _ = cold(make, k, n, rows)
-                except ImportError as error:
-                    missing[name] = str(error)
                 except Exception as error:  # a peer that cannot do it is told, and the others go on
-                    print(f"{name} at {k} x {n}, {rows} rows: {error}", file=sys.stderr)
-                torch.cuda.empty_cache()
+                    print(f"{name} at {k} x {n}, {rows} rows: {error}", file=sys.stderr, flush=True)
+                    if not found["cold"]:
+                        del peers[name]
             found["cold"].append(row)
             save()
             own = [ours.get((unit, k, n, rows)) for unit in units]
-            cells = [f"{time:.2f}" if time else "-" for time in [*(row[name] for name in PEERS), *own]]
-            w3 = ours.get(("w3", k, n, rows))
-            ratio = f"{row['cuBLAS f16'] / w3:.2f}" if w3 and row["cuBLAS f16"] else "-"
+            cells = [f"{time:.2f}" if time else "-" for time in [*(row.get(name) for name in names), *own]]
+            w3, peer = ours.get(("w3", k, n, rows)), row.get(names[0])
+            ratio = f"{peer / w3:.2f}" if w3 and peer else "-"
             print(f"| {k} x {n} | {rows} | " + " | ".join(cells) + f" | {ratio} |", flush=True)
-    for name, why in missing.items():
-        print(f"{name}: {why}")
-    print("\n| rows | k x n | cuBLAS f16 | torch._int_mm |\n|---|---|---|---|")
-    for rows in (128, 512, 1024, 2048, 4096):
-        times = prefill(rows, 3584, 3584)
-        found["prefill"].append({"rows": rows, "k": 3584, "n": 3584, **times})
-        save()
-        print(f"| {rows} | 3584 x 3584 | " + " | ".join(f"{time:.1f}" for time in times.values()) + " |", flush=True)
+            if not peers:
+                sys.exit(f"{', '.join(names)}: not timed")
+    if arguments.peer:
+        return
+    print("\n| k x n | rows | cuBLAS f16 | torch._int_mm | our w8a8 | _int_mm over it | our w4a8 | f16 over it | our w3 | it over f16 |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for k, n in SIZES[:1] + SIZES[2:3]:
+        for rows in (128, 512, 1024, 2048, 4096):
+            times = prefill(rows, k, n)
+            found["prefill"].append({"rows": rows, "k": k, "n": n, **times})
+            save()
+            f16, integers = times.values()
+            w8a8, w4a8, w3 = (many.get((unit, k, n, rows)) for unit in ("w8a8", "w4a8", "w3"))
+            pairs = [(w8a8, w8a8 and integers / w8a8), (w4a8, w4a8 and f16 / w4a8), (w3, w3 and w3 / f16)]
+            cells = [f"{time:.1f} | {ratio:.2f}" if time else "- | -" for time, ratio in pairs]
+            print(f"| {k} x {n} | {rows} | {f16:.1f} | {integers:.1f} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

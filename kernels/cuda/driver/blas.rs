@@ -14,14 +14,18 @@ const WORKSPACE: usize = 32 << 20;
 
 /// The library, in use on a device.
 pub(crate) struct Blas {
-    handle: sys::cublasLtHandle_t,
+    // Freeing it waits for work on its way: first of all.
     workspace: Memory,
+    handle: Arc<Handle>,
 }
 
+/// What the library has on the device, which graphs that were recorded with it need as long as they live.
+pub(super) struct Handle(sys::cublasLtHandle_t);
+
 // SAFETY: NVIDIA says that a handle may be used by several threads at once.
-unsafe impl Send for Blas {}
+unsafe impl Send for Handle {}
 // SAFETY: as above.
-unsafe impl Sync for Blas {}
+unsafe impl Sync for Handle {}
 
 impl std::fmt::Debug for Blas {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -29,10 +33,10 @@ impl std::fmt::Debug for Blas {
     }
 }
 
-impl Drop for Blas {
+impl Drop for Handle {
     fn drop(&mut self) {
-        // SAFETY: made by `cublasLtCreate`, and nobody else has it. Work on its way does not need it.
-        let _ = unsafe { result::destroy_handle(self.handle) };
+        // SAFETY: made by `cublasLtCreate`, and nobody else has it. Work on its way was waited for.
+        let _ = unsafe { result::destroy_handle(self.0) };
     }
 }
 
@@ -103,7 +107,7 @@ impl Blas {
         device.bind()?;
         let workspace = device.memory(WORKSPACE)?;
         let handle = result::create_handle().map_err(refused("start cuBLASLt"))?;
-        Ok(Blas { handle, workspace })
+        Ok(Blas { workspace, handle: Arc::new(Handle(handle)) })
     }
 
     /// Puts a product into the stream.
@@ -166,6 +170,9 @@ impl Blas {
         };
         let most = WORKSPACE as u64;
         set(Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, (&raw const most).cast(), 8)?;
+        // Parts of a sum are added up in the type of the sum: in that of y they would be rounded on the way.
+        let schemes = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
+        set(Preference::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, (&raw const schemes).cast(), 4)?;
         let alignment = 16u32;
         for attribute in [
             Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
@@ -177,7 +184,7 @@ impl Blas {
         }
         // SAFETY: all descriptions live.
         let chosen =
-            unsafe { result::get_matmul_algo_heuristic(self.handle, product.0, a.0, b.0, d.0, d.0, preference.0) };
+            unsafe { result::get_matmul_algo_heuristic(self.handle.0, product.0, a.0, b.0, d.0, d.0, preference.0) };
         let chosen = chosen.map_err(refused("find a way to multiply"))?;
         // Of the type of the sums.
         let one = if number == Number::I8 { 1u32 } else { 1f32.to_bits() };
@@ -188,7 +195,7 @@ impl Blas {
         // the device, and a recording keeps it.
         unsafe {
             result::matmul(
-                self.handle,
+                self.handle.0,
                 product.0,
                 (&raw const one).cast(),
                 (&raw const beta).cast(),
@@ -209,6 +216,7 @@ impl Blas {
         .map_err(refused("multiply"))?;
         let also = [bias, residual].into_iter().flatten();
         stream.keep(&[x, w, y, &self.workspace].into_iter().chain(also).collect::<Vec<_>>(), None);
+        stream.keep_blas(&self.handle);
         Ok(())
     }
 }

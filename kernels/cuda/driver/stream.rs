@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cudarc::driver::sys;
 use cudarc::driver::{CudaEvent, CudaGraph, CudaStream, DriverError, result};
 
+use super::blas::Handle;
 use super::{Device, Kernel, Memory, refused};
 use crate::cuda::error::DeviceError;
 
@@ -43,6 +44,7 @@ pub(crate) struct Grid {
 struct Recording {
     memory: Vec<Memory>,
     kernels: Vec<Kernel>,
+    blas: Vec<Arc<Handle>>,
     /// Graphs that were given up meanwhile: they must not be waited for before the recording has ended.
     graphs: Vec<CudaGraph>,
 }
@@ -345,6 +347,14 @@ impl Stream {
         }
     }
 
+    pub(super) fn keep_blas(&self, handle: &Arc<Handle>) {
+        if let Some(recording) = &mut *self.recording()
+            && !recording.blas.iter().any(|kept| Arc::ptr_eq(kept, handle))
+        {
+            recording.blas.push(handle.clone());
+        }
+    }
+
     fn not_recording(&self, what: &'static str) -> Result<(), DeviceError> {
         if self.recording().is_some() { Err(DeviceError::Recording { what }) } else { Ok(()) }
     }
@@ -404,6 +414,7 @@ impl Drop for Graph {
         let mut recorded = self.recorded.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(recording) = &mut *recorded {
             recording.memory.append(&mut self.kept.memory);
+            recording.blas.append(&mut self.kept.blas);
             recording.graphs.append(&mut self.kept.graphs);
             recording.graphs.extend(self.graph.take());
             return;

@@ -2,6 +2,7 @@
 //! through many times), and with one that it holds; in turns with cuBLASLt's of the same shape in half precision, where it is installed.
 
 use crate::Options;
+use crate::integers::not_supported;
 use crate::receipt::Receipts;
 use crate::support::{Random, codes_of};
 use mbqc_kernels::cuda::{
@@ -74,10 +75,11 @@ struct Layer {
     y: Vec<Memory>,
 }
 
-/// Activations of that many rows, of either kind: as bytes and as half precision they are small numbers, none of them zero.
+/// Random activations of that many rows, of either kind: bytes, which in pairs are numbers in half precision from -2 to 2.
 fn activations(stream: &Stream, rows: usize, k: usize) -> Result<Memory, DeviceError> {
     let memory = stream.device().memory(2 * rows * k)?;
-    let bytes: Vec<u8> = (0..2 * rows * k).map(|i| if i % 2 == 0 { (i * 7 % 256) as u8 } else { 0x2c }).collect();
+    let mut random = Random(7);
+    let bytes: Vec<u8> = (0..rows * k).flat_map(|_| (random.next() as u16 & 0xbfff).to_le_bytes()).collect();
     stream.write(&memory, &bytes)?;
     Ok(memory)
 }
@@ -88,7 +90,7 @@ impl Layer {
         let group = if format.scheme == Scheme::WeightOnly { GROUP } else { k };
         let packed = (format.pack)(&codes_of(format, n, k, group, 1));
         let first = DeviceWeight::load(stream, format, &packed.stored(k, group), false)?;
-        let copies = (bytes / first.bytes()).max(2);
+        let copies = bytes.div_ceil(first.bytes()).max(2);
         let mut weights = vec![first];
         while weights.len() < copies {
             weights.push(weights[0].copy(stream)?);
@@ -163,7 +165,7 @@ impl DenseLayer {
             (0..n * k).flat_map(|_| half::f16::from_f32(0.01 * random.signed()).to_le_bytes()).collect();
         let first = stream.device().memory(numbers.len())?;
         stream.write(&first, &numbers)?;
-        let copies = (bytes / numbers.len()).max(2);
+        let copies = bytes.div_ceil(numbers.len()).max(2);
         let mut weights = vec![first];
         while weights.len() < copies {
             let memory = stream.device().memory(numbers.len())?;
@@ -176,14 +178,15 @@ impl DenseLayer {
     fn graph(&mut self, stream: &mut Stream, rows: usize, count: usize) -> Result<Timed, DeviceError> {
         let (k, n) = self.size;
         let (x, y) = (activations(stream, rows, k)?, stream.device().memory(2 * rows * n)?);
-        let graph = stream.record(|stream| {
-            for i in 0..count {
-                let w = DeviceRows { memory: &self.weights[i % self.weights.len()], stride: k };
-                let (x, y) = (DeviceRows { memory: &x, stride: k }, DeviceRows { memory: &y, stride: n });
-                self.dense.product(stream, &DenseProduct { element: Element::F16, rows, n, k, x, w, y })?;
-            }
-            Ok(())
-        })?;
+        let mut product = |stream: &Stream, i: usize| {
+            let w = DeviceRows { memory: &self.weights[i % self.weights.len()], stride: k };
+            let (x, y) = (DeviceRows { memory: &x, stride: k }, DeviceRows { memory: &y, stride: n });
+            self.dense.product(stream, &DenseProduct { element: Element::F16, rows, n, k, x, w, y })
+        };
+        // Once before it is recorded: the library loads what it needs.
+        product(stream, 0)?;
+        stream.synchronize()?;
+        let graph = stream.record(|stream| (0..count).try_for_each(|i| product(stream, i)))?;
         Ok(Timed { graph, products: count })
     }
 }
@@ -329,39 +332,43 @@ pub(crate) fn many(device: &Arc<Device>, options: &Options, receipts: &mut Recei
             let (x, y) = (activations(&stream, rows, k)?, device.memory(2 * rows * n)?);
             let scales = device.memory(4 * rows)?;
             stream.fill(&scales, 0x2c)?;
-            let count = dense.weights.len();
-            let mut graphs = vec![dense.graph(&mut stream, rows, count)?];
+            // As many of each, or what a launch takes would be shared by fewer.
+            let count = |copies: usize| if options.small { copies } else { copies.max(40).next_multiple_of(copies) };
+            let of_dense = count(dense.weights.len());
+            let mut graphs = vec![dense.graph(&mut stream, rows, of_dense)?];
             // Slices, cuBLASLt, and that in slabs: none of which need be there.
             let mut places = Vec::new();
             for layer in &layers {
-                let count = layer.weights.len();
-                let first = &layer.weights[0];
+                let (first, count) = (&layer.weights[0], count(layer.weights.len()));
                 let mut place = [None; 3];
+                let weights = || layer.weights.iter().cycle().take(count);
                 if rows <= 256 {
                     let mut workspace = Workspace::new(&stream, &[first], None)?;
                     let graph = stream.record(|stream| {
-                        layer.weights.iter().try_for_each(|weight| {
+                        weights().try_for_each(|weight| {
                             weight.product(stream, &product(weight, rows, &x, &scales, &y), &mut workspace)
                         })
                     })?;
                     place[0] = Some(graphs.len());
                     graphs.push(Timed { graph, products: count });
                 }
-                for (slab, place) in [usize::MAX, SLAB].into_iter().zip(&mut place[1..]) {
+                // Bytes of 8 bits are multiplied as they are, without slabs.
+                let slabs = if first.format().name == "w8a8" { &[usize::MAX][..] } else { &[usize::MAX, SLAB] };
+                for (&slab, place) in slabs.iter().zip(&mut place[1..]) {
                     let mut prefill = Prefill::with_slab(&stream, &[first], rows, slab)?;
-                    let graph = stream.record(|stream| {
-                        layer.weights.iter().try_for_each(|weight| {
-                            weight.product_of_many(stream, &product(weight, rows, &x, &scales, &y), &mut prefill)
-                        })
-                    });
-                    match graph {
-                        // cuBLASLt need not have a kernel for so few.
-                        Err(DeviceError::Driver { .. }) if rows < 32 => {}
-                        other => {
-                            *place = Some(graphs.len());
-                            graphs.push(Timed { graph: other?, products: count });
-                        }
+                    let mut product = |stream: &Stream, weight: &DeviceWeight| {
+                        weight.product_of_many(stream, &product(weight, rows, &x, &scales, &y), &mut prefill)
+                    };
+                    // Once before it is recorded: the library loads what it needs.
+                    match product(&stream, first) {
+                        // It need not have a kernel for so few bytes.
+                        Err(error) if rows < 32 && not_supported(&error) => continue,
+                        other => other?,
                     }
+                    stream.synchronize()?;
+                    let graph = stream.record(|stream| weights().try_for_each(|weight| product(stream, weight)))?;
+                    *place = Some(graphs.len());
+                    graphs.push(Timed { graph, products: count });
                 }
                 places.push(place);
             }
@@ -398,7 +405,7 @@ pub(crate) fn tune(device: &Arc<Device>, options: &Options) -> Result<(), Device
     println!("\n| format | k x n | rows | chosen | microseconds | fastest | microseconds | next | microseconds |");
     println!("|---|---|---|---|---|---|---|---|---|");
     for (format, (k, n)) in
-        ["w3", "w4"].into_iter().flat_map(|format| sizes(options).into_iter().map(move |size| (format, size)))
+        ["w3", "w4", "w8a8"].into_iter().flat_map(|format| sizes(options).into_iter().map(move |size| (format, size)))
     {
         let layer = Layer::new(&stream, format, (k, n), rotated(options))?;
         let copies = layer.weights.len();

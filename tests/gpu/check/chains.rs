@@ -128,15 +128,22 @@ impl Chain {
     }
 
     /// What serves all weights, or one each.
-    fn besides(&self, stream: &Stream, shared: bool) -> Result<(Vec<Workspace>, Vec<Prefill>), DeviceError> {
+    fn besides(
+        &self,
+        stream: &Stream,
+        shared: bool,
+        blas: bool,
+    ) -> Result<(Vec<Workspace>, Vec<Prefill>), DeviceError> {
         let all: Vec<&DeviceWeight> = self.weights.iter().collect();
         let groups: Vec<&[&DeviceWeight]> = if shared { vec![&all] } else { all.chunks(1).collect() };
         let workspaces = groups.iter().map(|group| Workspace::new(stream, group, None)).collect::<Result<_, _>>()?;
         // cuBLASLt need not be there, nor have a kernel for few rows of bytes.
+        if !blas || self.rows < 32 {
+            return Ok((workspaces, Vec::new()));
+        }
         let prefill: Result<_, _> = groups.iter().map(|group| Prefill::new(stream, group, self.rows)).collect();
         match prefill {
             Err(DeviceError::NoBlas) => Ok((workspaces, Vec::new())),
-            _ if self.rows < 32 => Ok((workspaces, Vec::new())),
             prefill => Ok((workspaces, prefill?)),
         }
     }
@@ -160,7 +167,7 @@ pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receip
         let wanted = {
             let mut alone = device.stream()?;
             alone.set_overlap(false);
-            let (mut workspaces, mut prefill) = chain.besides(&alone, false)?;
+            let (mut workspaces, mut prefill) = chain.besides(&alone, false, !options.without_blas)?;
             chain.start(&alone)?;
             for _ in 0..repeated {
                 chain.run(&alone, &mut workspaces, &mut prefill)?;
@@ -168,7 +175,7 @@ pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receip
             }
             chain.bytes(&alone)?
         };
-        let (mut workspaces, mut prefill) = chain.besides(&stream, true)?;
+        let (mut workspaces, mut prefill) = chain.besides(&stream, true, !options.without_blas)?;
         chain.start(&stream)?;
         for _ in 0..repeated {
             chain.run(&stream, &mut workspaces, &mut prefill)?;
@@ -215,7 +222,7 @@ pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receip
     println!("chains: of {} products, with {all:?} rows, {repeated} times each", STEPS.len());
     for fault in &faults {
         println!("WRONG: {fault}");
-        receipts.fault(fault);
+        receipts.fault(None, fault);
     }
     Ok(faults.len())
 }

@@ -127,30 +127,47 @@ fn judged(
 /// The number of faults.
 pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receipts) -> Result<usize, DeviceError> {
     let stream = device.stream()?;
-    let mut faults = Vec::new();
+    let mut faults = judged_all(&stream, &shapes(), options, receipts);
+    let mut others = Vec::new();
+    tiles_are_those_of_the_host(&stream, receipts, &mut others)?;
+    numbers_of_codes(&stream, receipts, &mut others)?;
+    rows_do_not_meet(&stream, receipts, &mut others)?;
+    every_weight(&stream, &mut others)?;
+    for fault in &others {
+        println!("WRONG: {fault}");
+        receipts.fault(None, fault);
+    }
+    faults += others.len();
+    Ok(faults)
+}
+
+/// The same of layers of models.
+pub(crate) fn large(device: &Arc<Device>, options: &Options, receipts: &mut Receipts) -> Result<usize, DeviceError> {
+    Ok(judged_all(&device.stream()?, &large_shapes(), options, receipts))
+}
+
+/// The number of faults.
+fn judged_all(stream: &Stream, shapes: &[Shape], options: &Options, receipts: &mut Receipts) -> usize {
+    let mut count = 0;
     let mut random = Random(5);
     let mut cases: BTreeMap<u32, usize> = BTreeMap::new();
-    let large = large_shapes();
-    let all = shapes().into_iter().chain(if options.small { Vec::new() } else { large });
-    for shape in all {
+    for &shape in shapes {
         *cases.entry(shape.bits).or_default() += 1;
-        let done = judged(&stream, &Case::random(shape, &mut random), options.runs, receipts, &mut faults);
+        let mut faults = Vec::new();
+        let done = judged(stream, &Case::random(shape, &mut random), options.runs, receipts, &mut faults);
         if let Err(error) = done {
             faults.push(format!("{shape:?}: {error}"));
         }
+        for fault in &faults {
+            println!("WRONG: {fault}");
+            receipts.fault(Some(shape.format().name), fault);
+        }
+        count += faults.len();
     }
     for (bits, count) in cases {
         println!("w{bits}: {count} shapes, {} runs each", options.runs);
     }
-    tiles_are_those_of_the_host(&stream, receipts, &mut faults)?;
-    numbers_of_codes(&stream, receipts, &mut faults)?;
-    rows_do_not_meet(&stream, receipts, &mut faults)?;
-    every_weight(&stream, &mut faults)?;
-    for fault in &faults {
-        println!("WRONG: {fault}");
-        receipts.fault(fault);
-    }
-    Ok(faults.len())
+    count
 }
 
 /// Layers of models, for devices that do not take minutes for one.
@@ -159,7 +176,6 @@ fn large_shapes() -> Vec<Shape> {
         [(3584, 3584), (3584, 10752), (3584, 18944), (18944, 3584), (8192, 8192), (4304, 1152), (3584, 152_064)];
     let shape = |(k, n), rows| Shape { k, n, rows, blocks: 0, single: false, ..Shape::PLAIN };
     let mut shapes: Vec<Shape> = sizes.into_iter().flat_map(|size| [1, 8, 16].map(|rows| shape(size, rows))).collect();
-    shapes.push(shape((3584, 152_064), 1));
     // Several units for each block, of one band and of several.
     for rows in [33, 64] {
         shapes.extend([(3584, 18944), (8192, 8192), (128, 76_800)].map(|size| shape(size, rows)));

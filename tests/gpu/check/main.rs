@@ -2,11 +2,12 @@
 //! driver that emulates one (`tests/emulated.rs`), where nothing it says is about a GPU.
 //!
 //! ```text
-//! gpu_check [--device N] [--only check|bench|tune] [--runs N] [--small] [--out FOLDER]
+//! gpu_check [--device N] [--only check|bench|tune] [--runs N] [--small] [--without-blas] [--out FOLDER]
 //! ```
 //!
 //! Prints a line per group of cases and tables of times, writes receipts (`<unit>.<device>.json`) to the folder after every part, and
-//! ends with status 1 if anything was wrong. `--small` leaves out what takes long: for compute-sanitizer, and for the emulation.
+//! ends with status 1 if anything was wrong. `--small` leaves out what takes long: for compute-sanitizer, and for the emulation. `--without-blas` leaves
+//! cuBLASLt out, whose kernels are not ours to judge.
 
 #![allow(clippy::print_stdout, reason = "a program that prints")]
 
@@ -28,6 +29,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
+/// How often each case is run unless it is told otherwise, and at least for a receipt that counts.
+const ENOUGH_RUNS: usize = 100;
+
 /// What to do.
 #[derive(Clone, Debug)]
 struct Options {
@@ -36,11 +40,13 @@ struct Options {
     /// How often each case is run; all runs have to give the same bits.
     runs: usize,
     small: bool,
+    without_blas: bool,
     out: Option<PathBuf>,
 }
 
 fn options() -> Result<Options, String> {
-    let mut options = Options { device: 0, only: None, runs: 100, small: false, out: None };
+    let mut options =
+        Options { device: 0, only: None, runs: ENOUGH_RUNS, small: false, without_blas: false, out: None };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut next = || words.next().ok_or(format!("{word}: what?"));
@@ -50,6 +56,7 @@ fn options() -> Result<Options, String> {
             "--runs" => options.runs = number(next()?)?.max(2),
             "--out" => options.out = Some(next()?.into()),
             "--small" => options.small = true,
+            "--without-blas" => options.without_blas = true,
             "--only" => {
                 let part = next()?;
                 if !["check", "bench", "tune"].contains(&part.as_str()) {
@@ -105,16 +112,26 @@ fn work(options: &Options) -> Result<usize, String> {
             ("chains", chains::all),
             ("misuse", misuse::all),
         ];
-        for (name, part) in parts {
+        // What takes long comes last: should there be no time for it, the rest was seen.
+        let large: [(&str, Part); 3] = [
+            ("few rows, large", check::large),
+            ("integers, large", integers::large),
+            ("many rows, large", prefill::large),
+        ];
+        let large = if options.small { &[][..] } else { &large[..] };
+        for (name, part) in parts.iter().chain(large) {
             let start = Instant::now();
             // What one part cannot do says nothing of the others.
             faults += part(&device, options, &mut receipts).unwrap_or_else(|error| {
                 println!("WRONG: {name}: {error}");
-                receipts.fault(&format!("{name}: {error}"));
+                receipts.fault(None, &format!("{name}: {error}"));
                 1
             });
             println!("{name}: {:.1} s", start.elapsed().as_secs_f64());
             receipts.write()?;
+        }
+        if !options.small && options.runs >= ENOUGH_RUNS {
+            receipts.complete();
         }
     }
     receipts.write()?;

@@ -13,7 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 /// The number of faults.
-pub(crate) fn all(device: &Arc<Device>, _: &Options, receipts: &mut Receipts) -> Result<usize, DeviceError> {
+pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receipts) -> Result<usize, DeviceError> {
     let mut stream = device.stream()?;
     let shape = Shape { k: 300, n: 64, rows: 2, ..Shape::PLAIN };
     let case = Case::random(shape, &mut Random(3));
@@ -92,7 +92,9 @@ pub(crate) fn all(device: &Arc<Device>, _: &Options, receipts: &mut Receipts) ->
     let result = integers.dequantize(&stream, 0..1, Element::F16, rows(&memory, 304));
     expect("numbers of integers", result, "w8a8 is multiplied in integers");
     expect("numbers for integers", integers.product(&stream, &good, &mut workspace), "expected 8, rounded to bytes");
-    if let Ok(mut dense) = Dense::new(&stream) {
+    if !options.without_blas
+        && let Ok(mut dense) = Dense::new(&stream)
+    {
         let good = DenseProduct {
             element: Element::F16,
             rows: 2,
@@ -124,7 +126,7 @@ pub(crate) fn all(device: &Arc<Device>, _: &Options, receipts: &mut Receipts) ->
     stream.synchronize()?;
     for fault in &faults {
         println!("WRONG: {fault}");
-        receipts.fault(fault);
+        receipts.fault(None, fault);
     }
     Ok(faults.len())
 }

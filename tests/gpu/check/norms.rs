@@ -117,7 +117,7 @@ pub(crate) fn all(device: &Arc<Device>, _: &Options, receipts: &mut Receipts) ->
     println!("norm: {count} cases, bit for bit");
     for fault in &faults {
         println!("WRONG: {fault}");
-        receipts.fault(fault);
+        receipts.fault(Some("norm"), fault);
     }
     Ok(faults.len())
 }

@@ -26,12 +26,15 @@ pub(crate) struct Receipts {
     device: Arc<Device>,
     out: Option<PathBuf>,
     units: BTreeMap<String, Unit>,
-    faults: Vec<String>,
+    /// With the unit that they say something of; of all of them otherwise.
+    faults: Vec<(Option<String>, String)>,
+    /// All cases of all parts have had their say, large ones too, and often enough.
+    complete: bool,
 }
 
 impl Receipts {
     pub(crate) fn new(device: &Arc<Device>, out: Option<PathBuf>) -> Receipts {
-        Receipts { device: device.clone(), out, units: BTreeMap::new(), faults: Vec::new() }
+        Receipts { device: device.clone(), out, units: BTreeMap::new(), faults: Vec::new(), complete: false }
     }
 
     /// A case was run that often, with this error.
@@ -44,9 +47,14 @@ impl Receipts {
         *worst = worst.max(error);
     }
 
-    /// Something is wrong, which no receipt of this run is without.
-    pub(crate) fn fault(&mut self, fault: &str) {
-        self.faults.push(fault.to_owned());
+    /// Something is wrong with a unit; if none is named, no receipt of this run is without it.
+    pub(crate) fn fault(&mut self, unit: Option<&str>, fault: &str) {
+        self.faults.push((unit.map(str::to_owned), fault.to_owned()));
+    }
+
+    /// Nothing is left to check.
+    pub(crate) fn complete(&mut self) {
+        self.complete = true;
     }
 
     /// A row of a table of times.
@@ -86,11 +94,12 @@ impl Receipts {
                 std::fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
             let hash = source_hash(name)?;
             let same = before["sources"] == *hash && before["device"] == *about.name;
+            let complete = if kernels.is_empty() && same { before["complete"] == true } else { self.complete };
             let kernels = if kernels.is_empty() && same { before["kernels"].clone() } else { kernels.into() };
             let times = if unit.times.is_empty() && same { before["times"].clone() } else { unit.times.clone().into() };
             let earlier = before["faults"].as_array().filter(|_| same).cloned().unwrap_or_default();
-            let new =
-                self.faults.iter().map(|fault| Value::from(fault.as_str())).filter(|fault| !earlier.contains(fault));
+            let own = self.faults.iter().filter(|(unit, _)| unit.as_ref().is_none_or(|unit| unit == name));
+            let new = own.map(|(_, fault)| Value::from(fault.as_str())).filter(|fault| !earlier.contains(fault));
             let faults: Vec<Value> = earlier.iter().cloned().chain(new).collect();
             let receipt = json!({
                 "unit": name,
@@ -100,6 +109,7 @@ impl Receipts {
                 "driver": format!("{}.{}", about.driver.0, about.driver.1),
                 "image": image,
                 "unix_time": seconds,
+                "complete": complete,
                 "faults": faults,
                 "kernels": kernels,
                 "times": times,

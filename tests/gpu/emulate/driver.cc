@@ -240,18 +240,21 @@ API cublasLtMatmulDescSetAttribute(Product* product, int attribute, const int* v
     if ((attribute != 3 && attribute != 7) || bytes != 4) return (int)NOT_SUPPORTED;
     return (attribute == 3 ? product->transposed : product->epilogue) = *value, SUCCESS;
 }
-API cublasLtMatmulPreferenceCreate(int** preference) { return *preference = new int, SUCCESS; }
+API cublasLtMatmulPreferenceCreate(int** preference) { return *preference = new int(-1), SUCCESS; }
 API cublasLtMatmulPreferenceDestroy(int* preference) { return delete preference, SUCCESS; }
-API cublasLtMatmulPreferenceSetAttribute(int*, int attribute, const void*, size_t bytes) {
+API cublasLtMatmulPreferenceSetAttribute(int* schemes, int attribute, const void* value, size_t bytes) {
+    if (attribute == 3 && bytes == 4) return memcpy(schemes, value, 4), SUCCESS;
     return bytes == (attribute == 1 ? 8u : 4u) ? (int)SUCCESS : (int)NOT_SUPPORTED;
 }
-API cublasLtMatmulAlgoGetHeuristic(void*, Product* product, Layout* a, Layout* b, Layout*, Layout* d, int*, int, int* result, int* count) {
+API cublasLtMatmulAlgoGetHeuristic(void*, Product* product, Layout* a, Layout* b, Layout*, Layout* d, const int* schemes, int, int* result, int* count) {
     bool floats = product->compute == COMPUTE_32F && product->scale == SINGLE && (d->type == SINGLE || d->type == a->type) && (a->type == HALF || a->type == BRAIN);
     bool bytes = product->compute == COMPUTE_32I && product->scale == INTEGER && d->type == INTEGER && a->type == BYTE && a->rows % 4 == 0 && a->columns % 4 == 0;
     int whole = bytes ? 16 : 8;
     bool right = (floats || bytes) && product->transposed == 1 && b->type == a->type && a->rows == b->rows && d->rows == a->columns &&
                  d->columns == b->columns && a->stride % whole == 0 && b->stride % whole == 0 && a->stride >= (long long)a->rows;
     right &= product->bias ? product->epilogue == 4 && d->type == a->type : product->epilogue == 1;
+    // Parts of sums are added up in the type of the sums.
+    right &= *schemes == 2;
     memset(result, 0, 96);  // cublasLtMatmulHeuristicResult_t, whose state is then a success
     return *count = right, SUCCESS;
 }
