@@ -141,6 +141,10 @@ fn other_forms_are_loaded_where_machine_code_is_refused(driver: &Path) {
         let (done, text) = check(Some(driver), &["--only", "bench", "--small"], environment);
         assert!(done && text.contains(&format!("w3: {form}")), "{environment:?}: `{form}` is not in\n{text}");
     };
+    for part in ["tune", "alone"] {
+        let (done, text) = check(Some(driver), &["--only", part, "--small"], &[]);
+        assert!(done && text.contains("| w4 | 256 x 96 | 16 |"), "{text}");
+    }
     runs(&[("FAKE_CUDA_CAPABILITY", "86")], "sm_80");
     runs(&[("FAKE_CUDA_CAPABILITY", "120")], "sm_120");
     runs(&[("FAKE_CUDA_REFUSES", "ELF")], "PTX for compute_80, compiled by the driver");

@@ -2,6 +2,7 @@
 //! bytes, by which cuBLASLt multiplies. It adds bias and residual where that is all there is to do; otherwise a kernel of ours makes
 //! outputs of the sums.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::driver::{Blas, Device, Grid, Kernel, Memory, Multiplied, Number, Stream};
@@ -21,6 +22,14 @@ const SLAB: usize = 160 << 20;
 
 /// Bytes of sums, where a kernel follows.
 const SUMS: usize = 64 << 20;
+
+/// Token rows from which on cuBLASLt is thought to be faster, numbers and all: for weights whose kernels take 64 rows at once, of which
+/// one pass over 3584 x 18944 costs an H200 about 12 us by its instructions, and making numbers of such a weight, with a product in half
+/// precision, about 70; for bytes, 16 rows at once; for bytes that are multiplied as they are, the fewest that it surely takes. No
+/// device was asked: `gpu_check --only bench` tells the times of all.
+const MANY_ROWS: usize = 321;
+const MANY_ROWS_OF_BYTES: usize = 65;
+const MANY_ROWS_AS_THEY_ARE: usize = 32;
 
 /// Token rows of a product: a grid has no more blocks in its second direction, of eight rows each.
 const MOST_ROWS: usize = 8 * 65535;
@@ -61,14 +70,6 @@ struct FinishIntegerArguments {
 fn size(weight: &DeviceWeight) -> usize {
     if weight.scales().is_some() { 1 } else { 2 }
 }
-
-/// Token rows from which on cuBLASLt is thought to be faster, numbers and all: for weights whose kernels take 64 rows at once, of which
-/// one pass over 3584 x 18944 costs an H200 about 12 us by its instructions, and making numbers of such a weight, with a product in half
-/// precision, about 70; for bytes, 16 rows at once; for bytes that are multiplied as they are, the fewest that it surely takes. No
-/// device was asked: `gpu_check --only bench` tells the times of all.
-const MANY_ROWS: usize = 321;
-const MANY_ROWS_OF_BYTES: usize = 65;
-const MANY_ROWS_AS_THEY_ARE: usize = 32;
 
 /// Numbers from one row of a slab to the next.
 fn row(weight: &DeviceWeight) -> usize {
@@ -187,7 +188,7 @@ impl DeviceWeight {
             return Err(DeviceError::Shape { what: "the number of token rows", found: rows, expected });
         }
         self.check(stream, product)?;
-        let (x, size, token_scales) = product.x.parts();
+        let (x, size, _) = product.x.parts();
         let stride = row(self);
         let number = match (size, element) {
             (1, _) => Number::I8,
@@ -256,28 +257,41 @@ impl DeviceWeight {
             unsafe {
                 prefill.blas.multiply(stream, &sums)?;
             }
-            let (few, at, by) = (self.arguments(product), first as i32, usize::from(element == Element::Bf16));
-            let grid = Grid { blocks: [(last - first) as u32, rows.div_ceil(8) as u32], threads: 256, shared: 0 };
-            let mut uses = self.uses(product);
-            uses.push(&prefill.sums);
-            let sums = prefill.sums.at();
-            #[expect(unsafe_code, reason = "as above")]
-            if let (Some(scales), Some(token_scales)) = (self.scales(), token_scales) {
-                uses.push(scales);
-                let (token_scales, scales) = (token_scales.at(), scales.at());
-                let of = IntegerArguments { few, codes: 0, token_scales, scales };
-                // Codes of fewer bits are in the upper bits of bytes.
-                let times = 1 << (8 - self.format().bits);
-                let arguments = FinishIntegerArguments { of, sums, first: at, stride: channels as i32, times };
-                // SAFETY: the arguments are the parameters of the kernels, field by field; the memory was looked at above.
-                unsafe { stream.launch(&prefill.finish_integers[by], grid, &arguments, &uses)? };
-            } else {
-                let arguments = FinishArguments { few, sums, first: at, stride: channels as i32 };
-                // SAFETY: as above.
-                unsafe { stream.launch(&prefill.finish[by], grid, &arguments, &uses)? };
-            }
+            self.finish(stream, product, prefill, first..last)?;
         }
         Ok(())
+    }
+
+    /// Outputs of the sums of some rows of tiles.
+    fn finish(
+        &self,
+        stream: &Stream,
+        product: &DeviceProduct<'_>,
+        prefill: &Prefill,
+        rows: Range<usize>,
+    ) -> Result<(), DeviceError> {
+        let (few, sums, first) = (self.arguments(product), prefill.sums.at(), rows.start as i32);
+        let stride = (TILE_CHANNELS * rows.len()) as i32;
+        let by = usize::from(product.element == Element::Bf16);
+        let grid = Grid { blocks: [rows.len() as u32, product.rows.div_ceil(8) as u32], threads: 256, shared: 0 };
+        let mut uses = self.uses(product);
+        uses.push(&prefill.sums);
+        let (_, _, token_scales) = product.x.parts();
+        #[expect(unsafe_code, reason = "kernels trust their arguments")]
+        if let (Some(scales), Some(token_scales)) = (self.scales(), token_scales) {
+            uses.push(scales);
+            let (token_scales, scales) = (token_scales.at(), scales.at());
+            let of = IntegerArguments { few, codes: 0, token_scales, scales };
+            // Codes of fewer bits are in the upper bits of bytes.
+            let times = 1 << (8 - self.format().bits);
+            let arguments = FinishIntegerArguments { of, sums, first, stride, times };
+            // SAFETY: the arguments are the parameters of the kernels, field by field; `product_of_many` has looked at the memory.
+            unsafe { stream.launch(&prefill.finish_integers[by], grid, &arguments, &uses) }
+        } else {
+            let arguments = FinishArguments { few, sums, first, stride };
+            // SAFETY: as above.
+            unsafe { stream.launch(&prefill.finish[by], grid, &arguments, &uses) }
+        }
     }
 
     /// Whether cuBLASLt does all there is to do: outputs are sums with a bias and a residual, of 16 bits, and lie where it likes them.

@@ -91,6 +91,14 @@ if [[ -n $sanitizer ]]; then
 else
     say "== sanitizer: there is no compute-sanitizer here"
 fi
+profiler=$(command -v ncu || ls /usr/local/cuda/bin/ncu 2>/dev/null || true)
+if [[ -n $profiler ]]; then
+    # In the order of the table that the program prints: what comes from memory is what a product has to read, or something is wrong.
+    part bytes 60 "$profiler" --clock-control none --kernel-name regex:a16_f16 \
+        --metrics dram__bytes_read.sum,gpu__time_duration.sum,sm__inst_executed.sum "$check" --only alone
+else
+    say "== bytes: there is no ncu here"
+fi
 part tune 90 "$check" --only tune
 state
 exit "$failed"

@@ -399,6 +399,29 @@ pub(crate) fn many(device: &Arc<Device>, options: &Options, receipts: &mut Recei
     Ok(())
 }
 
+/// One product at a time, with a second-level cache that other memory was written through: for profilers, which tell what each reads.
+pub(crate) fn alone(device: &Arc<Device>, options: &Options) -> Result<(), DeviceError> {
+    let stream = device.stream()?;
+    let flushed = device.memory(if options.small { 1 << 12 } else { 256 << 20 })?;
+    println!("\n| format | k x n | rows | bytes that a product has to read |");
+    println!("|---|---|---|---|");
+    for (format, (k, n)) in
+        ["w3", "w4"].into_iter().flat_map(|format| sizes(options).into_iter().map(move |size| (format, size)))
+    {
+        let layer = Layer::new(&stream, format, (k, n), 0)?;
+        let weight = &layer.weights[0];
+        let mut workspace = Workspace::new(&stream, &[weight], None)?;
+        for rows in [1, 8, 16] {
+            stream.fill(&flushed, 0x2c)?;
+            stream.synchronize()?;
+            weight.product(&stream, &product(weight, rows, &layer.x[0], &layer.scales, &layer.y[0]), &mut workspace)?;
+            stream.synchronize()?;
+            println!("| {format} | {k} x {n} | {rows} | {} |", weight.bytes() + 2 * rows * k);
+        }
+    }
+    Ok(())
+}
+
 /// Every way to deal a product to the device, the fastest first, beside the one that is chosen.
 pub(crate) fn tune(device: &Arc<Device>, options: &Options) -> Result<(), DeviceError> {
     let mut stream = device.stream()?;

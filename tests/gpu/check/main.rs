@@ -2,7 +2,7 @@
 //! driver that emulates one (`tests/emulated.rs`), where nothing it says is about a GPU.
 //!
 //! ```text
-//! gpu_check [--device N] [--only check|bench|tune] [--runs N] [--small] [--without-blas] [--out FOLDER]
+//! gpu_check [--device N] [--only check|bench|tune|alone] [--runs N] [--small] [--without-blas] [--out FOLDER]
 //! ```
 //!
 //! Prints a line per group of cases and tables of times, writes receipts (`<unit>.<device>.json`) to the folder after every part, and
@@ -59,8 +59,8 @@ fn options() -> Result<Options, String> {
             "--without-blas" => options.without_blas = true,
             "--only" => {
                 let part = next()?;
-                if !["check", "bench", "tune"].contains(&part.as_str()) {
-                    return Err(format!("--only {part}: there are check, bench and tune"));
+                if !["check", "bench", "tune", "alone"].contains(&part.as_str()) {
+                    return Err(format!("--only {part}: there are check, bench, tune and alone"));
                 }
                 options.only = Some(part);
             }
@@ -74,8 +74,8 @@ impl Options {
     fn does(&self, part: &str) -> bool {
         match &self.only {
             Some(only) => only == part,
-            // Trying out takes long, and answers another question.
-            None => part != "tune",
+            // The others answer other questions.
+            None => part == "check" || part == "bench",
         }
     }
 }
@@ -146,6 +146,9 @@ fn work(options: &Options) -> Result<usize, String> {
     }
     if options.does("tune") {
         bench::tune(&device, options).map_err(text)?;
+    }
+    if options.does("alone") {
+        bench::alone(&device, options).map_err(text)?;
     }
     for loaded in device.loaded() {
         println!("{}: {}", loaded.unit, loaded.from);
