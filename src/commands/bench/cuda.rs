@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use mbqc_kernels::Scheme;
 use mbqc_kernels::cuda::{
-    Device, DeviceError, DeviceProduct, DeviceRows, DeviceTokens, DeviceWeight, Element, Graph, Memory, Stream,
-    Workspace,
+    Device, DeviceError, DeviceProduct, DeviceRows, DeviceTokens, DeviceWeight, Element, Graph, Memory, Prefill,
+    Stream, Workspace,
 };
 use serde_json::{Value as Json, json};
 
@@ -33,7 +33,7 @@ const FEW: usize = 20;
 const AHEAD: usize = 10;
 
 /// The most token rows of a product.
-const MOST_ROWS: usize = 64;
+const MOST_ROWS: usize = 8192;
 
 /// Bytes of a copy that tells how fast the device's memory is.
 const COPIED: usize = 256 << 20;
@@ -46,6 +46,8 @@ struct Timing<'a> {
     median: f64,
     fastest: f64,
     cached: bool,
+    /// Whether cuBLASLt multiplies, as it does many rows where it is installed.
+    blas: bool,
 }
 
 /// Times each layer in a graph of products with copies of its weight, so many that they leave the cache before they are read again
@@ -72,10 +74,11 @@ pub(super) fn bench(
     let mut stream = device.stream()?;
     let bandwidth = copy_bandwidth(&stream)?;
     let share = request.seconds / layers.len() as f64;
+    let most = request.rows.iter().copied().max().unwrap_or(1);
     let mut timings = Vec::new();
     for layer in layers {
         progress.say(&layer.name);
-        let copies = match Copies::new(&stream, layer) {
+        let copies = match Copies::new(&stream, layer, most) {
             Ok(copies) => copies,
             Err(DeviceError::Weight(why)) => {
                 left.push(format!("node `{}`: {why}", layer.name));
@@ -86,10 +89,21 @@ pub(super) fn bench(
         };
         for &rows in &request.rows {
             let least = if share < SHORT { FEW } else { PRODUCTS.0 };
-            let (graph, products) = copies.graph(&mut stream, rows, least)?;
+            let mut prefill = match rows >= copies.weights[0].many() {
+                true => match Prefill::new(&stream, &[&copies.weights[0]], rows) {
+                    Err(error @ DeviceError::NoBlas) => {
+                        progress.warn(&format!("{rows} rows are multiplied by kernels for few: {error}"));
+                        None
+                    }
+                    other => Some(other?),
+                },
+                false => None,
+            };
+            let blas = prefill.is_some();
+            let (graph, products) = copies.graph(&mut stream, rows, prefill.as_mut(), least)?;
             let (median, fastest) = time(&stream, &graph, products, share)?;
-            let (bytes, cached) = (copies.moved(rows), copies.cached);
-            timings.push(Timing { layer, rows, bytes, median, fastest, cached });
+            let (bytes, cached) = (copies.moved(rows, blas), copies.cached);
+            timings.push(Timing { layer, rows, bytes, median, fastest, cached, blas });
         }
     }
     if timings.is_empty() {
@@ -117,7 +131,8 @@ struct Copies {
 }
 
 impl Copies {
-    fn new(stream: &Stream, layer: &Layer) -> Result<Copies, DeviceError> {
+    /// For up to so many token rows.
+    fn new(stream: &Stream, layer: &Layer, rows: usize) -> Result<Copies, DeviceError> {
         let device = stream.device();
         let first = DeviceWeight::load(stream, layer.layer.format, &layer.stored(), false)?;
         let count = (CACHES * device.about().cache).div_ceil(first.bytes()).clamp(2, PRODUCTS.1);
@@ -128,16 +143,16 @@ impl Copies {
         let cached = count * weights[0].bytes() < CACHES * device.about().cache;
         let stride = layer.layer.k.next_multiple_of(16);
         // Half-precision numbers of either sign between 1/16 and 1/8.
-        let pattern = (0..2 * MOST_ROWS * stride).map(|i| match i % 4 {
+        let pattern = (0..2 * rows * stride).map(|i| match i % 4 {
             1 => 0x2c,
             3 => 0xac,
             _ => (i * 7 % 256) as u8,
         });
-        let x = device.memory(2 * MOST_ROWS * stride)?;
+        let x = device.memory(2 * rows * stride)?;
         stream.write(&x, &pattern.collect::<Vec<u8>>())?;
-        let scales = device.memory(4 * MOST_ROWS)?;
-        stream.write(&scales, &1f32.to_le_bytes().repeat(MOST_ROWS))?;
-        let y = device.memory(2 * MOST_ROWS * layer.layer.n)?;
+        let scales = device.memory(4 * rows)?;
+        stream.write(&scales, &1f32.to_le_bytes().repeat(rows))?;
+        let y = device.memory(2 * rows * layer.layer.n)?;
         Ok(Copies { weights, x, scales, y, stride, cached })
     }
 
@@ -146,15 +161,21 @@ impl Copies {
         self.weights[0].format().scheme == Scheme::WeightActivation
     }
 
-    /// Bytes that a product reads and writes; a weight counts as often as it is read.
-    fn moved(&self, rows: usize) -> usize {
+    /// Bytes that a product reads and writes, but for what it makes on the way; a weight counts as often as it is read.
+    fn moved(&self, rows: usize, blas: bool) -> usize {
         let weight = &self.weights[0];
-        weight.passes(rows) * weight.bytes()
-            + rows * (weight.k() * if self.rounded() { 1 } else { 2 } + 2 * weight.outputs())
+        let passes = if blas { 1 } else { weight.passes(rows) };
+        passes * weight.bytes() + rows * (weight.k() * if self.rounded() { 1 } else { 2 } + 2 * weight.outputs())
     }
 
-    /// A graph of so many products or more, and how many they are.
-    fn graph(&self, stream: &mut Stream, rows: usize, least: usize) -> Result<(Graph, usize), DeviceError> {
+    /// A graph of so many products or more, by cuBLASLt if it is given what that takes, and how many they are.
+    fn graph(
+        &self,
+        stream: &mut Stream,
+        rows: usize,
+        mut prefill: Option<&mut Prefill>,
+        least: usize,
+    ) -> Result<(Graph, usize), DeviceError> {
         let mut workspace = Workspace::new(stream, &[&self.weights[0]], None)?;
         let count = self.weights.len().max(least).next_multiple_of(self.weights.len());
         let x = DeviceRows { memory: &self.x, stride: self.stride };
@@ -162,22 +183,27 @@ impl Copies {
             true => DeviceTokens { codes: x, scales: &self.scales }.into(),
             false => x.into(),
         };
-        let graph = stream.record(|stream| {
-            for weight in self.weights.iter().cycle().take(count) {
-                let product = DeviceProduct {
-                    x,
-                    rows,
-                    element: Element::F16,
-                    bias: None,
-                    residual: None,
-                    y: DeviceRows { memory: &self.y, stride: weight.outputs() },
-                    single: false,
-                    spread: None,
-                };
-                weight.product(stream, &product, &mut workspace)?;
+        let mut put = |stream: &Stream, weight: &DeviceWeight| {
+            let product = DeviceProduct {
+                x,
+                rows,
+                element: Element::F16,
+                bias: None,
+                residual: None,
+                y: DeviceRows { memory: &self.y, stride: weight.outputs() },
+                single: false,
+                spread: None,
+            };
+            match &mut prefill {
+                Some(prefill) => weight.product_of_many(stream, &product, prefill),
+                None => weight.product(stream, &product, &mut workspace),
             }
-            Ok(())
-        })?;
+        };
+        // Once before it is recorded: what is loaded at its first use is loaded now.
+        put(stream, &self.weights[0])?;
+        stream.synchronize()?;
+        let graph = stream
+            .record(|stream| self.weights.iter().cycle().take(count).try_for_each(|weight| put(stream, weight)))?;
         Ok((graph, count))
     }
 }
@@ -208,6 +234,11 @@ fn copy_bandwidth(stream: &Stream) -> Result<f64, DeviceError> {
     Ok(2.0 * bytes as f64 / best)
 }
 
+/// What multiplies.
+fn by(blas: bool) -> &'static str {
+    if blas { "cuBLASLt" } else { "mbqc" }
+}
+
 /// Where a product reads weights from.
 fn from(cached: bool) -> &'static str {
     if cached { "cache" } else { "memory" }
@@ -215,13 +246,14 @@ fn from(cached: bool) -> &'static str {
 
 fn document(device: &Arc<Device>, timings: &[Timing<'_>], left: &[String], bandwidth: f64) -> Json {
     let layers = timings.iter().map(|timing| {
-        let Timing { layer, rows, bytes, median, fastest, cached } = timing;
+        let Timing { layer, rows, bytes, median, fastest, cached, blas } = timing;
         json!({
             "node": layer.name,
             "format": layer.layer.spec().to_string(),
             "k": layer.layer.k,
             "n": layer.layer.n,
             "rows": rows,
+            "by": by(*blas),
             "bytes": bytes,
             "seconds": median,
             "fastest": fastest,
@@ -252,13 +284,13 @@ fn table(device: &Arc<Device>, timings: &[Timing<'_>], bandwidth: f64) -> String
     )];
     let width = timings.iter().map(|timing| timing.layer.name.chars().count()).max().unwrap_or(0).max(5);
     lines.push(format!(
-        "{:<width$} {:<9} {:>6} {:>6} {:>5} {:>10} {:>9} {:>7} {:>7}  {}",
-        "layer", "format", "k", "n", "rows", "us", "fastest", "GB/s", "of copy", "weights from"
+        "{:<width$} {:<9} {:>6} {:>6} {:>5} {:>10} {:>9} {:>7} {:>7}  {:<12}  {}",
+        "layer", "format", "k", "n", "rows", "us", "fastest", "GB/s", "of copy", "weights from", "by"
     ));
-    for Timing { layer, rows, bytes, median, fastest, cached } in timings {
+    for Timing { layer, rows, bytes, median, fastest, cached, blas } in timings {
         let rate = *bytes as f64 / median;
         lines.push(format!(
-            "{:<width$} {:<9} {:>6} {:>6} {rows:>5} {:>10.2} {:>9.2} {:>7.0} {:>6.0}%  {}",
+            "{:<width$} {:<9} {:>6} {:>6} {rows:>5} {:>10.2} {:>9.2} {:>7.0} {:>6.0}%  {:<12}  {}",
             layer.name,
             layer.layer.spec().to_string(),
             layer.layer.k,
@@ -267,7 +299,8 @@ fn table(device: &Arc<Device>, timings: &[Timing<'_>], bandwidth: f64) -> String
             fastest * 1e6,
             rate / 1e9,
             rate / bandwidth * 100.0,
-            from(*cached)
+            from(*cached),
+            by(*blas)
         ));
     }
     lines.join("\n")

@@ -438,9 +438,9 @@ pub(crate) fn tune(device: &Arc<Device>, options: &Options) -> Result<(), Device
             let mut time = |spread: Option<Spread>| -> Result<f64, DeviceError> {
                 let timed = layer.graph(&mut stream, rows, copies, spread, count)?;
                 stream.seconds(&timed.graph, 1)?;
-                let mut times = stream.seconds(&timed.graph, 5)?;
+                let mut times = stream.seconds(&timed.graph, if options.small { 1 } else { 5 })?;
                 times.sort_by(f64::total_cmp);
-                Ok(times[2] / count as f64)
+                Ok(times[times.len() / 2] / count as f64)
             };
             let mut times = Vec::new();
             for spread in layer.weights[0].spreads(device) {
