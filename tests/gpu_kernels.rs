@@ -178,8 +178,9 @@ fn table() -> Result<String, Box<dyn std::error::Error>> {
     Ok(lines.join("\n") + "\n")
 }
 
-/// Formats with as many bytes to 4096 weights, with those of an activation and of a product's multiplicand.
-const MANY: [(&str, usize, usize); 3] = [("w3", 1536 + 128, 2), ("w4a8", 2048, 1), ("w8a8", 4096, 1)];
+/// Formats with as many bytes to 4096 weights, those of an activation and of a product's multiplicand, and the kernel for 64 rows.
+const MANY: [(&str, usize, usize, &str); 3] =
+    [("w3", 1536 + 128, 2, "w3a16_f16_64"), ("w4a8", 2048, 1, "w4a8_64"), ("w8a8", 4096, 1, "w8a8_64")];
 
 /// Of an H200: bytes per second of its memory, operations per second on half precision (on bytes: twice as many), seconds from one kernel
 /// to the next, bytes of sums that are finished at once. The first two are what others saw, in a copy and in a product of large
@@ -187,9 +188,9 @@ const MANY: [(&str, usize, usize); 3] = [("w3", 1536 + 128, 2), ("w4a8", 2048, 1
 const MEMORY: f64 = 4.3e12;
 const OPERATIONS: f64 = 0.79e15;
 const NEXT: f64 = 1e-6;
-const SUMS: f64 = 67.1e6;
+const SUMS: f64 = 167.8e6;
 
-/// Predicted and measured times of products with many rows: the better of our kernel for up to 64 and of cuBLASLt, which may take
+/// Predicted and measured times of products with many rows: the better of our kernel for 64 and of cuBLASLt, which may take
 /// numbers made of the weight, and leave sums of integers to a kernel of ours.
 fn table_of_many(costs: &Value) -> Result<Vec<String>, Box<dyn std::error::Error>> {
     let columns = [
@@ -206,7 +207,7 @@ fn table_of_many(costs: &Value) -> Result<Vec<String>, Box<dyn std::error::Error
     let (multiprocessors, clock, issue, start) = H200;
     for (k, n) in [(3584, 3584), (3584, 18944)] {
         for rows in [64, 1024, 2048, 4096] {
-            for (format, tile, size) in MANY {
+            for (format, tile, size, kernel) in MANY {
                 let [k, n, rows] = [k, n, rows].map(|number: usize| number as f64);
                 let by_tensor_cores = |size: f64| 2.0 * rows * k * n / OPERATIONS * size / 2.0;
                 let by_memory = |bytes: f64| bytes / MEMORY;
@@ -225,11 +226,10 @@ fn table_of_many(costs: &Value) -> Result<Vec<String>, Box<dyn std::error::Error
                     _ => (2.0 * rows * n, 0.0),
                 };
                 let product = by_tensor_cores(size).max(by_memory(size * (n * k + rows * k) + sums));
-                let mut ours = start + numbers + product + finished;
-                if let Some(cost) = costs["sm_90a"][format!("{format}a16_f16_64")].as_f64() {
-                    let once = (tiles * cost / (multiprocessors as f64 * clock * issue)).max(by_memory(weight));
-                    ours = ours.min((rows / 64.0).ceil() * (start + once));
-                }
+                let by_blas = start + numbers + product + finished;
+                let cost = costs["sm_90a"][kernel].as_f64().ok_or("no cost")?;
+                let once = (tiles * cost / (multiprocessors as f64 * clock * issue)).max(by_memory(weight));
+                let ours = by_blas.min((rows / 64.0).ceil() * (start + once));
                 // Both have a part in it.
                 let of_format = receipt(format)?;
                 let times = finish.iter().filter(|_| of_format.is_some()).flat_map(|finish| finish["times"].as_array());
@@ -239,8 +239,9 @@ fn table_of_many(costs: &Value) -> Result<Vec<String>, Box<dyn std::error::Error
                         && row["n"] == n as u64
                         && row["rows"] == rows as u64
                 });
-                let best =
-                    row.and_then(|row| ["sliced", "blas"].iter().filter_map(|way| row[way].as_f64()).reduce(f64::min));
+                let best = row.and_then(|row| {
+                    ["sliced", "sixteen", "blas"].iter().filter_map(|way| row[way].as_f64()).reduce(f64::min)
+                });
                 let ratio = best.zip(row.and_then(|row| row["dense"].as_f64())).map(|(best, dense)| best / dense);
                 let cell = |number: Option<f64>, digits: usize| {
                     number.map_or("STALE".to_owned(), |number| format!("{number:.digits$}"))

@@ -34,21 +34,19 @@ DEVICE void finish_rows(const Finish& a) {
     let_next_start();
     int row, column;
     const float* sums = sums_of(a.few, a.sums, a.stride, row, column);
-    if (sums) finish<T>(a.few, FloatSums(), a.first + block_x(), row, column, sums[0], a.few.gated ? sums[16] : 0.0f);
+    if (sums) finish(a.few, FloatSums<T>(), a.first + block_x(), row, column, sums[0], a.few.gated ? sums[16] : 0.0f);
 }
 
-template <class T>
-DEVICE void finish_integers(const FinishIntegers& a) {
+DEVICE void finish_sums(const FinishIntegers& a) {
     wait_for_earlier();
     let_next_start();
     int row, column;
     const int* sums = sums_of(a.of.few, a.sums, a.stride, row, column);
     if (!sums) return;
     int own = sums[0] / a.times, up = a.of.few.gated ? sums[16] / a.times : 0;
-    finish<T>(a.of.few, IntegerSums{a.of}, a.first + block_x(), row, column, own, up);
+    finish(a.of.few, a.of.sums(0), a.first + block_x(), row, column, own, up);
 }
 
 KERNEL(finish_f16, 256, 4)(const Finish arguments) { finish_rows<F16>(arguments); }
 KERNEL(finish_bf16, 256, 4)(const Finish arguments) { finish_rows<BF16>(arguments); }
-KERNEL(finish_integers_f16, 256, 4)(const FinishIntegers arguments) { finish_integers<F16>(arguments); }
-KERNEL(finish_integers_bf16, 256, 4)(const FinishIntegers arguments) { finish_integers<BF16>(arguments); }
+KERNEL(finish_integers, 256, 4)(const FinishIntegers arguments) { finish_sums(arguments); }

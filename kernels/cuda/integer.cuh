@@ -1,11 +1,23 @@
-// Up to 16 token rows with activations of 8 bits: y = s_n t_row (codes of W) (codes of x)^T, with exact sums. Blocks, units, bands
+// Up to 16 token rows, or 64, with activations of 8 bits: y = s_n t_row (codes of W) (codes of x)^T, with exact sums. Blocks, units, bands
 // and what follows the sums are those of `small.cuh`; sums are integers, so their order does not matter. What lies behind k has
 // weights of 0, whatever the activations.
 //
 //   a lane (g = lane / 4, t = lane % 4) has rows g, g + 8, g + 16, g + 24 of a tile and, of every 64 along k, the sixteen from 16 t on
 #pragma once
 #include "dequantize.cuh"
-#include "small.cuh"
+#include "middle.cuh"
+
+// Exact sums, and the type of what they become, which nothing before depends on.
+struct IntegerSums {
+    typedef int Sum;
+    const float *scales, *token_scales;
+    int brain;
+    static DEVICE float stored(Sum sum) { return as_float((u32)sum); }
+    static DEVICE Sum loaded(float bits) { return (int)as_bits(bits); }
+    DEVICE float value(Sum sum, int channel, int row) const { return (float)sum * (scales[channel] * token_scales[row]); }
+    DEVICE float number(u16 bits) const { return brain ? to_float(BF16(), bits) : to_float(F16(), bits); }
+    DEVICE u16 rounded(float value) const { return brain ? from_float(BF16(), value) : from_float(F16(), value); }
+};
 
 // The arguments of a kernel, launched as those of `small.cuh`. Of `few`, x is null; its x_stride is that of the codes, in bytes.
 struct Integer {
@@ -13,14 +25,10 @@ struct Integer {
     const u8* codes;            // [rows, x_stride] signed bytes, 16-byte aligned rows
     const float* token_scales;  // [rows]
     const float* scales;        // [n]
-};
+    int brain;                  // whether bias, residual and y are bfloat16
 
-struct IntegerSums {
-    typedef int Sum;
-    const Integer& a;
-    static DEVICE float stored(Sum sum) { return as_float((u32)sum); }
-    static DEVICE Sum loaded(float bits) { return (int)as_bits(bits); }
-    DEVICE float value(Sum sum, int channel, int row) const { return (float)sum * (a.scales[channel] * a.token_scales[row]); }
+    // For the token rows from one on.
+    DEVICE IntegerSums sums(int row) const { return {scales, token_scales + row, brain}; }
 };
 
 // Where codes lie: in tiles of 32 channels x 128 along k one after another, [W x 512 bytes], in the order of lanes.
@@ -29,31 +37,50 @@ struct InTiles {
     static const int WORDS = W;
     // From a tile to the next along k.
     static const int STEP = 512 * W;
-    // Where a lane has its part of a tile.
+    // Where a lane has its part of a tile, and of that the sixteen bytes `i`.
     static DEVICE int own(int lane, int) { return 16 * lane; }
-    static DEVICE Tile<W, 1> load(const u8* own, int) {
-        Tile<W, 1> loaded;
-#pragma unroll
-        for (int i = 0; i < W; i++) loaded.codes[i] = load_weights(own + 512 * i);
-        return loaded;
-    }
+    static DEVICE const u8* part(const u8* own, int i, int) { return own + 512 * i; }
 };
 
 // Bytes, row by row, as cuBLASLt takes them too: [channels, 128 k_tiles].
 struct InRows {
     static const int WORDS = 8, STEP = 128;
     static DEVICE int own(int lane, int k_tiles) { return 128 * k_tiles * (lane / 4) + 16 * (lane % 4); }
-    static DEVICE Tile<8, 1> load(const u8* own, int k_tiles) {
-        Tile<8, 1> loaded;
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const u8* row = own + (u64)(8 * 128 * i) * k_tiles;
-#pragma unroll
-            for (int kh = 0; kh < 2; kh++) loaded.codes[4 * (i / 2) + 2 * kh + i % 2] = load_weights(row + 64 * kh);
-        }
-        return loaded;
+    static DEVICE const u8* part(const u8* own, int i, int k_tiles) {
+        return own + ((u64)(8 * 128 * (2 * (i / 4) + i % 2)) * k_tiles + 64 * (i / 2 % 2));
     }
 };
+
+template <class Weight>
+DEVICE Tile<Weight::WORDS, 1> load_codes(const u8* own, int k_tiles) {
+    Tile<Weight::WORDS, 1> loaded;
+#pragma unroll
+    for (int i = 0; i < Weight::WORDS; i++) loaded.codes[i] = load_weights(Weight::part(own, i, k_tiles));
+    return loaded;
+}
+
+// The registers of two steps: 32 weights of a lane, those of `mt` and of the half `c` of the tile.
+template <class Weight, class Codes>
+DEVICE void bytes_of(const Codes& codes, int mt, int c, u32 (&bytes)[8]) {
+    u32 words[Weight::WORDS];
+#pragma unroll
+    for (int i = 0; i < Weight::WORDS; i++) {
+        int word = Weight::WORDS * (2 * mt + c) + i;
+        words[i] = codes[word / 4].at[word % 4];
+    }
+    Weight::bytes(words, bytes);
+}
+
+// Adds the products of 16 channels with `8 NT` token rows, of 64 along k.
+template <int NT>
+DEVICE void add_fragments(int (&out)[NT][4], const u32 (&bytes)[8], const Words (&b)[NT]) {
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+        const u32 weights[4] = {bytes[4 * j], bytes[4 * j + 1], bytes[4 * j + 2], bytes[4 * j + 3]};
+#pragma unroll
+        for (int nt = 0; nt < NT; nt++) mma(out[nt], weights, b[nt].at[2 * j], b[nt].at[2 * j + 1]);
+    }
+}
 
 template <class Weight, int NT>
 DEVICE void add_integers(int (&out)[2][NT][4], const Tile<Weight::WORDS, 1>& tile, const u8* x, const int (&rows)[NT], int at, int k) {
@@ -67,22 +94,14 @@ DEVICE void add_integers(int (&out)[2][NT][4], const Tile<Weight::WORDS, 1>& til
         }
 #pragma unroll
         for (int mt = 0; mt < 2; mt++) {
-            const int FIRST = Weight::WORDS * (2 * mt + c);
-            u32 words[Weight::WORDS], bytes[8];
-#pragma unroll
-            for (int i = 0; i < Weight::WORDS; i++) words[i] = tile.codes[(FIRST + i) / 4].at[(FIRST + i) % 4];
-            Weight::bytes(words, bytes);
-#pragma unroll
-            for (int j = 0; j < 2; j++) {
-                const u32 weights[4] = {bytes[4 * j], bytes[4 * j + 1], bytes[4 * j + 2], bytes[4 * j + 3]};
-#pragma unroll
-                for (int nt = 0; nt < NT; nt++) mma(out[mt][nt], weights, b[nt].at[2 * j], b[nt].at[2 * j + 1]);
-            }
+            u32 bytes[8];
+            bytes_of<Weight>(tile.codes, mt, c, bytes);
+            add_fragments(out[mt], bytes, b);
         }
     }
 }
 
-template <class T, class Weight, int NT>
+template <class Weight, int NT>
 DEVICE void integers(const Integer& a) {
     const int WORDS = Weight::WORDS, BYTES = 512 * WORDS;
     const Small& few = a.few;
@@ -92,7 +111,7 @@ DEVICE void integers(const Integer& a) {
         Share share = share_of(few, unit, warp);
         const u8* next = few.tiles + (u64)share.tile_row * few.k_tiles * BYTES + share.mine * Weight::STEP + Weight::own(lane, few.k_tiles);
         Tile<WORDS, 1> now;
-        if (share.mine < share.end) now = Weight::load(next, few.k_tiles);
+        if (share.mine < share.end) now = load_codes<Weight>(next, few.k_tiles);
         if (unit == first_unit(few, block_x())) {
             // Weights have set out before the kernels that compute x have ended.
             let_next_start();
@@ -107,7 +126,7 @@ DEVICE void integers(const Integer& a) {
         while (share.mine < share.end) {
             Tile<WORDS, 1> then;
             next += share.strides * Weight::STEP;
-            if (share.mine + share.strides < share.end) then = Weight::load(next, few.k_tiles);
+            if (share.mine + share.strides < share.end) then = load_codes<Weight>(next, few.k_tiles);
             add_integers<Weight, NT>(out, now, a.codes, rows, 128 * share.mine + 16 * (lane % 4), few.k);
             now = then;
             share.mine += share.strides;
@@ -124,13 +143,57 @@ DEVICE void integers(const Integer& a) {
         // Rows of tiles are as many bytes in either order; behind the last tile of rows, `next` is still within the 32 rows.
         u32 tiles = (u32)((u64)(next - few.tiles) / BYTES) - (Weight::STEP == BYTES ? share.mine : 0), tile_row = tiles / again(few.k_tiles);
         unit = (int)(tile_row >> few.together_log) * few.k_tiles;
-        finish_band<T, NT>(few, IntegerSums{a}, out, unit, lane, warp);
+        finish_band<NT>(few, a.sums(0), out, unit, lane, warp);
         unit = next_band(few, unit);
         if (!unit) return;
         // All have read what is in shared memory.
         sync();
     }
 }
+
+// The same for up to 64 token rows, as in `middle.cuh`. More of its weights are on their way at once where these are few.
+template <class Weight>
+struct Integers {
+    typedef int Sum;
+    typedef Activations<u8> X;
+    static const int STAGES = Weight::WORDS < 8 ? 3 : 2, TILE = 512 * Weight::WORDS;
+    const Integer& m;
+
+    DEVICE const Small& few() const { return m.few; }
+    DEVICE const u8* x() const { return m.codes; }
+    DEVICE int step() const { return Weight::STEP; }
+    DEVICE const u8* tile(int tile_row, int at, int lane) const {
+        int k_tiles = m.few.k_tiles;
+        return m.few.tiles + ((u64)tile_row * k_tiles * TILE + at * Weight::STEP + Weight::own(lane, k_tiles));
+    }
+
+    // A lane copies what it will read.
+    DEVICE void fetch(u8* stage, const u8* own, int lane) const {
+#pragma unroll
+        for (int i = 0; i < Weight::WORDS; i++) copy_weights_later(stage + 512 * i + 16 * lane, Weight::part(own, i, m.few.k_tiles));
+    }
+
+    DEVICE void add(int (&out)[2][8][4], const u8* tile, const u8* x, int lane) const {
+#pragma unroll
+        for (int c = 0; c < 2; c++) {
+            Words b[8];
+#pragma unroll
+            for (int nt = 0; nt < 8; nt++) b[nt] = X::load(x, nt, c, lane);
+#pragma unroll
+            for (int mt = 0; mt < 2; mt++) {
+                Words codes[Weight::WORDS];
+                u32 bytes[8];
+#pragma unroll
+                for (int i = 0; i < Weight::WORDS; i++) codes[i] = load_shared(tile + 512 * i + 16 * lane);
+                bytes_of<Weight>(codes, mt, c, bytes);
+                add_fragments(out[mt], bytes, b);
+            }
+        }
+    }
+
+    static DEVICE int whole(int sum) { return Weight::whole(sum); }
+    DEVICE IntegerSums sums(int row) const { return m.sums(row); }
+};
 
 // Codes in tiles back to rows of signed bytes (`Weight::whole` makes the sums of what they are), for products with many token rows; zeros behind
 // k, up to sixteen. Launched as `dequantize`; w is of bytes, its stride a multiple of 16.
@@ -163,11 +226,8 @@ DEVICE void codes(const Dequantize& a) {
 #define CODES_KERNEL(name, Weight) \
     KERNEL(name##_codes, 128, 4)(const Dequantize arguments) { codes<Weight>(arguments); }
 
-// {name}_{type}_{token rows}
-#define INTEGER_KERNEL(name, type, T, Weight, rows) \
-    KERNEL(name##_##type##_##rows, 256, 2)(const Integer arguments) { integers<T, Weight, rows / 8>(arguments); }
-#define INTEGER_KERNELS(name, Weight)           \
-    INTEGER_KERNEL(name, f16, F16, Weight, 8)   \
-    INTEGER_KERNEL(name, f16, F16, Weight, 16)  \
-    INTEGER_KERNEL(name, bf16, BF16, Weight, 8) \
-    INTEGER_KERNEL(name, bf16, BF16, Weight, 16)
+// {name}_{token rows}
+#define INTEGER_KERNELS(name, Weight)                                                                      \
+    KERNEL(name##_8, 256, 2)(const Integer arguments) { integers<Weight, 1>(arguments); }                  \
+    KERNEL(name##_16, 256, 2)(const Integer arguments) { integers<Weight, 2>(arguments); }                 \
+    KERNEL(name##_64, 256, 1)(const Integer arguments) { middle(Integers<Weight>{arguments}); }

@@ -1,8 +1,9 @@
-// 17 to 64 token rows: y = x W^T for the tiles of `small.cuh`, dealt out as there, in bands of 8 rows of tiles, one for each warp. Each
-// weight is decoded once for all token rows. Shared memory has two stages of everything: while the tensor cores multiply by what is
-// there for one place along k, weights and activations for the next are copied.
+// Up to 64 token rows: y = x W^T for the tiles of `small.cuh`, dealt out as there, in bands of 8 rows of tiles, one for each warp. Each
+// weight is decoded once for all token rows. Shared memory has two stages of everything, or more: while the tensor cores multiply by
+// what is there for one place along k, weights and activations for the next are copied.
 //
-// Zero points are taken from codes (exactly), so that no sums of x are needed; scales are applied to the sums of each group.
+// Zero points are taken from codes (exactly), so that no sums of x are needed; scales are applied to the sums of each group. With
+// activations of 8 bits (`integer.cuh`) there are neither.
 #pragma once
 #include "small.cuh"
 
@@ -14,43 +15,50 @@ struct Middle {
     int groups;  // of a row of a tile: 1, 2 or 4
 };
 
-// Bytes of a stage: of activations, and of a warp's weights.
-const int MIDDLE_ROWS = 64, X_STAGE = MIDDLE_ROWS * 256;
+const int MIDDLE_ROWS = 64;
 
-template <class Weight>
-DEVICE constexpr int tile_stage() {
-    return 512 * Weight::WORDS + 4 * 128;
-}
+// How activations lie in shared memory: 128 along k of all token rows.
+template <class Number>
+struct Activations {
+    static const int SIZE = sizeof(Number), ROW = 128 * SIZE, BYTES = MIDDLE_ROWS * ROW, CHUNKS = ROW / 16;
 
-template <class Weight>
-DEVICE constexpr int middle_shared() {
-    return 2 * (X_STAGE + WARPS * tile_stage<Weight>());
-}
+    // Sixteen bytes of a row: rows that lanes read together do not meet in a bank.
+    static DEVICE int place(int row, int chunk) { return ROW * row + 16 * (chunk ^ row % 2 * 4); }
 
-// Where eight of a row of x lie in shared memory, `chunk` of 16: rows that lanes read together do not meet in a bank.
-DEVICE int chunk_place(int row, int chunk) { return 256 * row + 16 * (chunk ^ row % 2 * 4); }
-
-// 128 along k of all token rows from `at` on; zeros for rows that there are not, and from `k` on.
-DEVICE void fetch_x(const Small& a, u8* stage, int at) {
-#pragma unroll
-    for (int i = 0; i < X_STAGE / 16 / 256; i++) {
-        int row = thread() / 16 + 16 * i, chunk = thread() % 16, from = at + 8 * chunk, left = a.k - from;
-        int count = row >= a.rows || left < 0 ? 0 : left < 8 ? left : 8;
-        copy_later(stage + chunk_place(row, chunk), a.x + (count ? row * a.x_stride + from : 0), 2 * count);
+    // Those of the token row 8 nt + g that lane (g, t) multiplies by, the chunk 4 quarter + t: constants away from one of two places.
+    static DEVICE Words load(const u8* stage, int nt, int quarter, int lane) {
+        return load_shared(stage + place(lane / 4, 4 * (quarter % 2) + lane % 4) + (8 * ROW * nt + 128 * (quarter / 2)));
     }
-}
 
-template <int WORDS>
-DEVICE void fetch_tile(u8* stage, const u8* tile, int groups, int lane) {
+    // Those from `at` on; zeros for rows that there are not, and from `k` on.
+    static DEVICE void fetch(const Small& a, const Number* x, u8* stage, int at) {
 #pragma unroll
-    for (int i = 0; i < WORDS; i++) copy_weights_later(stage + 512 * i + 16 * lane, tile + 512 * i + 16 * lane);
-    if (lane < 8 * groups) copy_weights_later(stage + 512 * WORDS + 16 * lane, tile + 512 * WORDS + 16 * lane);
+        for (int i = 0; i < BYTES / 16 / 256; i++) {
+            int row = thread() / CHUNKS + 256 / CHUNKS * i, chunk = thread() % CHUNKS, from = at + 16 / SIZE * chunk, left = a.k - from;
+            int count = row >= a.rows || left < 0 ? 0 : left < 16 / SIZE ? left : 16 / SIZE;
+            copy_later(stage + place(row, chunk), (const u16*)(x + (count ? row * a.x_stride + from : 0)), SIZE * count);
+        }
+    }
+};
+
+// Bytes of shared memory for what a kind of product has in its stages.
+template <class Kind>
+DEVICE constexpr int middle_shared() {
+    return Kind::STAGES * (Kind::X::BYTES + WARPS * Kind::TILE);
 }
 
-// Adds the products of a tile with 64 token rows. What a group has before its scale is applied is in `products`.
+// Adds the products of a tile with 64 token rows.
 template <class T, class Weight>
-DEVICE void add_middle(float (&out)[2][8][4], float (&products)[2][8][4], const u8* tile, const u8* x, int groups, int lane) {
+DEVICE void add_middle(float (&out)[2][8][4], const u8* tile, const u8* x, int groups, int lane) {
     const int WORDS = Weight::WORDS;
+    // What a group has before its scale is applied.
+    float products[2][8][4];
+#pragma unroll
+    for (int mt = 0; mt < 2; mt++)
+#pragma unroll
+        for (int nt = 0; nt < 8; nt++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) products[mt][nt][i] = 0.0f;
 #pragma unroll
     for (int kh = 0; kh < 2; kh++)
 #pragma unroll
@@ -80,7 +88,7 @@ DEVICE void add_middle(float (&out)[2][8][4], float (&products)[2][8][4], const 
             }
 #pragma unroll
             for (int nt = 0; nt < 8; nt++) {
-                Words b = load_shared(x + chunk_place(8 * nt + lane / 4, 4 * QUARTER + lane % 4));
+                Words b = Activations<u16>::load(x, nt, QUARTER, lane);
 #pragma unroll
                 for (int s = 0; s < 2; s++)
 #pragma unroll
@@ -102,9 +110,37 @@ DEVICE void add_middle(float (&out)[2][8][4], float (&products)[2][8][4], const 
         }
 }
 
+// Weights that have groups.
+template <class T, class Weight>
+struct Grouped {
+    typedef float Sum;
+    typedef Activations<u16> X;
+    static const int STAGES = 2, TILE = 512 * Weight::WORDS + 4 * 128;
+    const Middle& m;
+
+    DEVICE const Small& few() const { return m.few; }
+    DEVICE const u16* x() const { return m.few.x; }
+    // Bytes from a tile to the next along k, and where a tile begins.
+    DEVICE int step() const { return 512 * Weight::WORDS + 128 * m.groups; }
+    DEVICE const u8* tile(int tile_row, int at, int) const { return m.few.tiles + ((u64)tile_row * m.few.k_tiles + at) * step(); }
+
+    DEVICE void fetch(u8* stage, const u8* tile, int lane) const {
+#pragma unroll
+        for (int i = 0; i < Weight::WORDS; i++) copy_weights_later(stage + 512 * i + 16 * lane, tile + 512 * i + 16 * lane);
+        int scales = 512 * Weight::WORDS + 16 * lane;
+        if (lane < 8 * m.groups) copy_weights_later(stage + scales, tile + scales);
+    }
+
+    DEVICE void add(float (&out)[2][8][4], const u8* tile, const u8* x, int lane) const { add_middle<T, Weight>(out, tile, x, m.groups, lane); }
+    static DEVICE float whole(float sum) { return sum; }
+    // For the token rows from one on.
+    DEVICE FloatSums<T> sums(int) const { return FloatSums<T>(); }
+};
+
 // What a block has of a band, to y: 32 token rows at a time.
-template <class T>
-DEVICE void finish_middle(const Small& a, const float (&out)[2][8][4], int unit, int lane, int warp) {
+template <class Kind>
+DEVICE void finish_middle(const Kind& kind, const typename Kind::Sum (&out)[2][8][4], int unit, int lane, int warp) {
+    const Small& a = kind.few();
 #pragma unroll 1
     for (int half = 0; 32 * half < a.rows; half++) {
         // All have read what is in shared memory.
@@ -114,60 +150,70 @@ DEVICE void finish_middle(const Small& a, const float (&out)[2][8][4], int unit,
         u64 before = (u64)(32 * half) * a.y_stride;
         some.y = (u8*)a.y + before * (a.single ? 4 : 2);
         if (a.residual) some.residual = a.residual + before;
-        float own[2][4][4];
+        typename Kind::Sum own[2][4][4];
 #pragma unroll
         for (int mt = 0; mt < 2; mt++)
 #pragma unroll
             for (int nt = 0; nt < 4; nt++)
 #pragma unroll
-                for (int i = 0; i < 4; i++) own[mt][nt][i] = half ? out[mt][4 + nt][i] : out[mt][nt][i];
-        finish_band<T, 4>(some, FloatSums(), own, unit, lane, warp, 2, half);
+                for (int i = 0; i < 4; i++) own[mt][nt][i] = Kind::whole(half ? out[mt][4 + nt][i] : out[mt][nt][i]);
+        finish_band<4>(some, kind.sums(32 * half), own, unit, lane, warp, 2, half);
     }
 }
 
-template <class T, class Weight>
-DEVICE void middle(const Middle& m) {
-    const int WORDS = Weight::WORDS, STAGE = tile_stage<Weight>();
-    const Small& a = m.few;
+template <class Kind>
+DEVICE void middle(const Kind& kind) {
+    const int STAGES = Kind::STAGES, TILE = Kind::TILE;
+    typedef typename Kind::X X;
+    const Small& a = kind.few();
     int unit = first_unit(a, block_x());
     for (;;) {
-        int lane = thread() % 32, warp = thread() / 32, bytes = 512 * WORDS + 128 * m.groups, start = unit % again(a.k_tiles);
+        int lane = thread() % 32, warp = thread() / 32, start = unit % again(a.k_tiles);
         Share share = share_of(a, unit, warp);
         // Below the last row of tiles a warp has nothing to do, but to copy activations.
         bool has = share.mine == start;
-        const u8* next = a.tiles + ((u64)share.tile_row * a.k_tiles + start) * bytes;
+        const u8* next = kind.tile(share.tile_row, start, lane);
         u8* x = shared_memory();
-        u8* tiles = x + 2 * X_STAGE + 2 * STAGE * warp;
-        if (has) fetch_tile<WORDS>(tiles, next, m.groups, lane);
+        u8* tiles = x + STAGES * X::BYTES + STAGES * TILE * warp;
+#pragma unroll
+        for (int i = 0; i < STAGES - 1; i++) {
+            if (has && start + i < share.end) kind.fetch(tiles + TILE * i, next, lane);
+            next += kind.step();
+        }
         if (unit == first_unit(a, block_x())) {
             // Weights have set out before the kernels that compute x have ended.
             let_next_start();
             wait_for_earlier();
         }
-        fetch_x(a, x, 128 * start);
-        close_copies();
-        float out[2][8][4], products[2][8][4];
+#pragma unroll
+        for (int i = 0; i < STAGES - 1; i++) {
+            if (start + i < share.end) X::fetch(a, kind.x(), x + X::BYTES * i, 128 * (start + i));
+            close_copies();
+        }
+        typename Kind::Sum out[2][8][4];
 #pragma unroll
         for (int mt = 0; mt < 2; mt++)
 #pragma unroll
             for (int nt = 0; nt < 8; nt++)
 #pragma unroll
-                for (int i = 0; i < 4; i++) out[mt][nt][i] = products[mt][nt][i] = 0.0f;
+                for (int i = 0; i < 4; i++) out[mt][nt][i] = 0;
+        int stage = 0, free = STAGES - 1;
 #pragma unroll 1
         for (int at = start; at < share.end; at++) {
             // What was copied is there for all, and all have read what the next copies replace.
-            wait_for_copies();
+            wait_for_copies<STAGES - 2>();
             sync();
-            int stage = (at - start) % 2;
-            next += bytes;
-            if (at + 1 < share.end) {
-                if (has) fetch_tile<WORDS>(tiles + STAGE * (1 - stage), next, m.groups, lane);
-                fetch_x(a, x + X_STAGE * (1 - stage), 128 * (at + 1));
-                close_copies();
+            if (at + STAGES - 1 < share.end) {
+                if (has) kind.fetch(tiles + TILE * free, next, lane);
+                X::fetch(a, kind.x(), x + X::BYTES * free, 128 * (at + STAGES - 1));
             }
-            if (has) add_middle<T, Weight>(out, products, tiles + STAGE * stage, x + X_STAGE * stage, m.groups, lane);
+            close_copies();
+            next += kind.step();
+            if (has) kind.add(out, tiles + TILE * stage, x + X::BYTES * stage, lane);
+            free = stage;
+            stage = stage + 1 < STAGES ? stage + 1 : 0;
         }
-        finish_middle<T>(a, out, unit, lane, warp);
+        finish_middle(kind, out, unit, lane, warp);
         unit = next_band(a, unit);
         if (!unit) return;
         // All have read what is in shared memory.
@@ -176,6 +222,8 @@ DEVICE void middle(const Middle& m) {
 }
 
 // {name}_{type}_64
-#define MIDDLE_KERNELS(name, Weight)                                                                       \
-    KERNEL(name##_f16_64, 256, 1)(const Middle arguments) { middle<F16, Weight<F16>>(arguments); }         \
-    KERNEL(name##_bf16_64, 256, 1)(const Middle arguments) { middle<BF16, Weight<BF16>>(arguments); }
+#define MIDDLE_KERNEL(name, type, T, Weight) \
+    KERNEL(name##_##type##_64, 256, 1)(const Middle arguments) { middle(Grouped<T, Weight<T>>{arguments}); }
+#define MIDDLE_KERNELS(name, Weight)       \
+    MIDDLE_KERNEL(name, f16, F16, Weight)  \
+    MIDDLE_KERNEL(name, bf16, BF16, Weight)

@@ -16,20 +16,17 @@ use super::workspace::Workspace;
 /// Where the kernel is that follows cuBLASLt.
 pub(super) static UNIT: Unit = Unit { name: "finish", source: include_str!("finish.cu") };
 
-/// Bytes of a slab: enough for a layer of 3584 x 18944. Each slab is a product of its own, whose beginning and end leave multiprocessors
-/// idle; of what is written before the product begins, the second-level cache holds a part anyway. A guess: no device was asked.
+/// Bytes of a slab, and of sums, where a kernel follows: enough for a layer of 3584 x 18944 and 2048 token rows. Each slab is a product of
+/// its own, whose beginning and end leave multiprocessors idle; of what is written before the product begins, the second-level cache holds
+/// a part anyway. A guess: no device was asked.
 const SLAB: usize = 160 << 20;
 
-/// Bytes of sums, where a kernel follows.
-const SUMS: usize = 64 << 20;
-
-/// Token rows from which on cuBLASLt is thought to be faster, numbers and all: for weights whose kernels take 64 rows at once, of which
-/// one pass over 3584 x 18944 costs an H200 about 12 us by its instructions, and making numbers of such a weight, with a product in half
-/// precision, about 70; for bytes, 16 rows at once; for bytes that are multiplied as they are, the fewest that it surely takes. No
-/// device was asked: `gpu_check --only bench` tells the times of all.
-const MANY_ROWS: usize = 321;
-const MANY_ROWS_OF_BYTES: usize = 65;
-const MANY_ROWS_AS_THEY_ARE: usize = 32;
+/// Token rows from which on cuBLASLt is thought to be faster, numbers and all, than as many passes of the kernel for 64: by what is
+/// predicted of 3584 x 18944 on an H200, as in README's table: four passes of `w3`; of `w4a8` nine, of which five are taken, for nobody
+/// has predicted how fast the tensor cores are there; one of `w8a8`. No device was asked: `gpu_check --only bench` tells all times.
+const MANY_ROWS: usize = 257;
+const MANY_ROWS_OF_NIBBLES: usize = 321;
+const MANY_ROWS_AS_THEY_ARE: usize = 65;
 
 /// Token rows of a product: a grid has no more blocks in its second direction, of eight rows each.
 const MOST_ROWS: usize = 8 * 65535;
@@ -44,7 +41,7 @@ pub struct Prefill {
     slab: Memory,
     sums: Memory,
     finish: [Kernel; 2],
-    finish_integers: [Kernel; 2],
+    finish_integers: Kernel,
 }
 
 /// The one parameter of a kernel: `Finish` in `finish.cu`.
@@ -68,7 +65,7 @@ struct FinishIntegerArguments {
 
 /// Bytes of a number of a slab.
 fn size(weight: &DeviceWeight) -> usize {
-    if weight.scales().is_some() { 1 } else { 2 }
+    if weight.of_integers() { 1 } else { 2 }
 }
 
 /// Numbers from one row of a slab to the next.
@@ -96,7 +93,7 @@ impl Prefill {
         Prefill::with_slab(stream, weights, rows, SLAB)
     }
 
-    /// The same with slabs of that many bytes, or of 32 output channels if that is more.
+    /// The same with slabs, and sums, of that many bytes, or of 32 output channels if that is more.
     ///
     /// # Errors
     ///
@@ -114,15 +111,14 @@ impl Prefill {
             one * (bytes / one).clamp(1, weight.row_tiles())
         });
         let all = |weight: &&DeviceWeight| (4 * TILE_CHANNELS * weight.row_tiles()).saturating_mul(rows);
-        let most = SUMS.max((4 * TILE_CHANNELS).saturating_mul(rows));
+        let most = bytes.max((4 * TILE_CHANNELS).saturating_mul(rows));
         let sums = weights.iter().map(|weight| all(weight).min(most)).max();
         let (slab, sums) = (device.memory(slabs.max().unwrap_or(0))?, device.memory(sums.unwrap_or(0))?);
         // Channels that a weight does not have are multiplied too, and left alone.
         stream.fill(&slab, 0)?;
         stream.synchronize()?;
         let finish = [device.kernel(&UNIT, "finish_f16")?, device.kernel(&UNIT, "finish_bf16")?];
-        let integers = |element| device.kernel(&UNIT, &format!("finish_integers_{element}"));
-        let finish_integers = [integers("f16")?, integers("bf16")?];
+        let finish_integers = device.kernel(&UNIT, "finish_integers")?;
         Ok(Prefill { stream: stream.id(), rows, blas, slab, sums, finish, finish_integers })
     }
 
@@ -137,7 +133,7 @@ impl DeviceWeight {
     pub fn many(&self) -> usize {
         match self.to_rows {
             ToRows::Numbers(_) => MANY_ROWS,
-            ToRows::Codes(_) => MANY_ROWS_OF_BYTES,
+            ToRows::Codes(_) => MANY_ROWS_OF_NIBBLES,
             ToRows::AsTheyAre => MANY_ROWS_AS_THEY_ARE,
         }
     }
@@ -272,25 +268,21 @@ impl DeviceWeight {
     ) -> Result<(), DeviceError> {
         let (few, sums, first) = (self.arguments(product), prefill.sums.at(), rows.start as i32);
         let stride = (TILE_CHANNELS * rows.len()) as i32;
-        let by = usize::from(product.element == Element::Bf16);
         let grid = Grid { blocks: [rows.len() as u32, product.rows.div_ceil(8) as u32], threads: 256, shared: 0 };
         let mut uses = self.uses(product);
         uses.push(&prefill.sums);
-        let (_, _, token_scales) = product.x.parts();
         #[expect(unsafe_code, reason = "kernels trust their arguments")]
-        if let (Some(scales), Some(token_scales)) = (self.scales(), token_scales) {
-            uses.push(scales);
-            let (token_scales, scales) = (token_scales.at(), scales.at());
-            let of = IntegerArguments { few, codes: 0, token_scales, scales };
+        if let Some(of) = self.integers(few, product) {
             // Codes of fewer bits are in the upper bits of bytes.
             let times = 1 << (8 - self.format().bits);
             let arguments = FinishIntegerArguments { of, sums, first, stride, times };
             // SAFETY: the arguments are the parameters of the kernels, field by field; `product_of_many` has looked at the memory.
-            unsafe { stream.launch(&prefill.finish_integers[by], grid, &arguments, &uses) }
+            unsafe { stream.launch(&prefill.finish_integers, grid, &arguments, &uses) }
         } else {
             let arguments = FinishArguments { few, sums, first, stride };
+            let kernel = &prefill.finish[usize::from(product.element == Element::Bf16)];
             // SAFETY: as above.
-            unsafe { stream.launch(&prefill.finish[by], grid, &arguments, &uses) }
+            unsafe { stream.launch(kernel, grid, &arguments, &uses) }
         }
     }
 
@@ -299,6 +291,6 @@ impl DeviceWeight {
         let &DeviceProduct { bias, residual, y, single, .. } = product;
         let all = [bias, residual, Some(y.memory)];
         let aligned = all.into_iter().flatten().all(|memory| memory.at().is_multiple_of(16));
-        self.scales().is_none() && !self.gated() && !single && aligned && y.stride.is_multiple_of(8)
+        !self.of_integers() && !self.gated() && !single && aligned && y.stride.is_multiple_of(8)
     }
 }

@@ -71,8 +71,8 @@ impl DeviceWeight {
         }
     }
 
-    /// The same; nothing if they are rows; of other formats that are multiplied in integers their codes as signed bytes, those of 4 bits times 16, in rows at
-    /// multiples of 16 bytes.
+    /// The same; nothing if they are rows; of other formats that are multiplied in integers their codes as signed bytes, those of 4
+    /// bits times 16, in rows at multiples of 16 bytes.
     pub(super) fn to_rows(
         &self,
         stream: &Stream,

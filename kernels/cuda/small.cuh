@@ -149,33 +149,36 @@ DEVICE void add_tile(float (&out)[2][NT][4], const Tile<Weight::WORDS, SUBS>& ti
     }
 }
 
-// Sums of products of floats: what they stand for is what they are.
+// Sums of products of floats, which are what they stand for, and how numbers of 16 bits are read and written.
+template <class T>
 struct FloatSums {
     typedef float Sum;
     static DEVICE float stored(Sum sum) { return sum; }
     static DEVICE Sum loaded(float bits) { return bits; }
     DEVICE float value(Sum sum, int, int) const { return sum; }
+    static DEVICE float number(u16 bits) { return to_float(T(), bits); }
+    static DEVICE u16 rounded(float value) { return from_float(T(), value); }
 };
 
 // What a block has for channel `row` of its 32 and token row `column`, to `y`.
-template <class T, class Sums>
+template <class Sums>
 DEVICE void finish(const Small& a, const Sums& kind, int tile, int row, int column, typename Sums::Sum own_sum, typename Sums::Sum up_sum) {
     int outputs = a.gated ? a.n / 2 : a.n;
     int channel = (a.gated ? 16 : 32) * tile + row;
     if (channel >= outputs || column >= a.rows) return;
     float own = kind.value(own_sum, channel, column);
-    if (a.bias) own += to_float(T(), a.bias[channel]);
+    if (a.bias) own += kind.number(a.bias[channel]);
     if (a.gated) {
         float up = kind.value(up_sum, outputs + channel, column);
-        if (a.bias) up += to_float(T(), a.bias[outputs + channel]);
+        if (a.bias) up += kind.number(a.bias[outputs + channel]);
         own = own * sigmoid(own) * up;
     }
     u64 place = (u64)column * a.y_stride + channel;
-    if (a.residual) own += to_float(T(), a.residual[place]);
+    if (a.residual) own += kind.number(a.residual[place]);
     if (a.single) {
         ((float*)a.y)[place] = own;
     } else {
-        ((u16*)a.y)[place] = from_float(T(), own);
+        ((u16*)a.y)[place] = kind.rounded(own);
     }
 }
 
@@ -233,7 +236,7 @@ DEVICE void rows_of(const Small& a, int lane, int (&rows)[NT]) {
 
 // From what warps have of the band of a unit, in the order of fragments, to y. Where a band is finished in several pieces, one by one,
 // this is `piece` of `pieces`, each of which has sums and a count of its own.
-template <class T, int NT, class Sums>
+template <int NT, class Sums>
 DEVICE void finish_band(const Small& a, const Sums& kind, const typename Sums::Sum (&out)[2][NT][4], int unit, int lane, int warp, int pieces = 1, int piece = 0) {
     typedef typename Sums::Sum Sum;
     const int ALL = 32 * 8 * NT;
@@ -303,7 +306,7 @@ DEVICE void finish_band(const Small& a, const Sums& kind, const typename Sums::S
         if (a.gated && row >= 16) continue;
         const Sum* own = sums + r * ALL;
         Sum up = a.gated ? own[shared_place(row + 16, column)] : 0;
-        finish<T>(a, kind, band * together + r, row, column, own[shared_place(row, column)], up);
+        finish(a, kind, band * together + r, row, column, own[shared_place(row, column)], up);
     }
 }
 
@@ -395,7 +398,7 @@ DEVICE void small(const Small& a) {
         // Those of the next band set out before this one is finished, where registers allow that.
         int next = next_band(a, unit);
         if (Ahead<Weight, NT, SUBS>::EARLY && next) set_out<Weight, NT, SUBS>(slots, a, next);
-        finish_band<T, NT>(a, FloatSums(), out, unit, thread() % 32, thread() / 32);
+        finish_band<NT>(a, FloatSums<T>(), out, unit, thread() % 32, thread() / 32);
         if (!next) return;
         // All have read what is in shared memory.
         sync();

@@ -141,6 +141,11 @@ impl TileCodes {
         TileCodes { unit, words: 8, order: Order::Rows }
     }
 
+    /// Whether rows of them are what cuBLASLt multiplies by, without a copy.
+    pub fn are_rows(&self) -> bool {
+        matches!(self.order, Order::Rows)
+    }
+
     /// Signed nibbles, from codes whose zero is 8: two registers to a word, the first in the upper halves of its bytes.
     pub(crate) const fn nibbles(unit: &'static Unit) -> TileCodes {
         let put = |words: &mut Quarter<'_>, index: usize, code: u8| {

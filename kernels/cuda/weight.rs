@@ -1,5 +1,7 @@
 //! Weights on a device, and products with few token rows.
 
+use std::iter;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::driver::{Device, Grid, Kernel, Memory, Stream};
@@ -13,10 +15,6 @@ use super::workspace::Workspace;
 use crate::dense::convert::FloatType;
 use crate::error::{Error, length};
 use crate::format::{Format, Stored};
-
-/// Token rows up to which a weight is read twice rather than decoded by the kernel for 64 rows: of a tile of w3 that costs 1056
-/// instructions, counted as for groups of 32, where 16 rows cost 294 to 443 (`tests/gpu/costs.json`). No device was asked.
-const FEW_ROWS: usize = 2 * ROWS_AT_ONCE;
 
 /// Token rows that the kernels take at once that a [`Spread`] deals out.
 pub const ROWS_AT_ONCE: usize = 16;
@@ -65,8 +63,7 @@ pub struct DeviceWeight {
     /// By element, and for 8 or 16 token rows.
     kernels: [[Kernel; 2]; 2],
     pub(super) to_rows: ToRows,
-    /// Of formats that have groups.
-    pub(super) middle: Option<Middle>,
+    pub(super) middle: Middle,
 }
 
 /// Rows of numbers in a device's memory.
@@ -113,13 +110,13 @@ impl<'a> DeviceInput<'a> {
 /// What a device computes: `y = x W^T`, and what its epilogue makes of it, in the order bias, gate, residual.
 ///
 /// With weights alone, `y = sum_g s_g (sum_k q x - z_g sum_k x)`: an infinite activation makes its row not a number, as the formula
-/// says (with more than 32 rows, where `q - z` comes first, infinite or not a number), and leaves the other rows alone.
+/// says (with more than 16 rows, where `q - z` comes first, infinite or not a number), and leaves the other rows alone.
 #[derive(Clone, Copy, Debug)]
 pub struct DeviceProduct<'a> {
     /// Activations, of the kind that the weight's format multiplies.
     pub x: DeviceInput<'a>,
-    /// Token rows; 0 is no work. The weight is read once for every 16 of them; or, where there are more than 32, weights have groups and
-    /// no spread is given, for every 64. [`DeviceWeight::product_of_many`] is for more.
+    /// Token rows; 0 is no work. The weight is read once for every 16 of them; or, where there are more and no spread is
+    /// given, for every 64. [`DeviceWeight::product_of_many`] is for more.
     pub rows: usize,
     /// Of `x` if that is numbers, `bias`, `residual`, and of `y` unless `single`.
     pub element: Element,
@@ -154,6 +151,7 @@ struct Repack {
 }
 
 /// The one parameter of a kernel: `Small` in `small.cuh`.
+#[derive(Clone, Copy)]
 #[repr(C)]
 pub(super) struct Arguments {
     tiles: u64,
@@ -183,6 +181,7 @@ pub(super) struct IntegerArguments {
     pub(super) codes: u64,
     pub(super) token_scales: u64,
     pub(super) scales: u64,
+    brain: i32,
 }
 
 impl DeviceWeight {
@@ -211,7 +210,7 @@ impl DeviceWeight {
         let kernel = |element: Element, rows: usize| {
             let (name, element) = (format.name, element.name());
             let name = match geometry.groups {
-                0 => format!("{name}_{element}_{rows}"),
+                0 => format!("{name}_{rows}"),
                 groups => format!("{name}a16_{element}_{rows}_g{}", TILE_K / groups),
             };
             device.kernel(layout.unit, &name)
@@ -221,10 +220,8 @@ impl DeviceWeight {
         let to_rows = ToRows::load(device, layout.unit, format.name, geometry.groups > 0, layout.order)?;
         let Geometry { row_tiles, k_tiles, groups, .. } = geometry;
         let tile = geometry.bytes() / (row_tiles * k_tiles);
-        let middle = match groups {
-            0 => None,
-            _ => Some(Middle::load(device, layout.unit, format.name, tile - 4 * TILE_CHANNELS * groups)?),
-        };
+        let codes = tile - 4 * TILE_CHANNELS * groups;
+        let middle = Middle::load(device, layout.unit, format.name, codes, groups > 0)?;
         let tiles = device.memory(geometry.bytes())?;
         // Kernels for 16 rows may take the registers of a multiprocessor for one block.
         let beside = |many: usize| {
@@ -341,12 +338,18 @@ impl DeviceWeight {
 
     /// How often a product with that many token rows reads it, if no spread is given.
     pub fn passes(&self, rows: usize) -> usize {
-        let many = if self.middle.is_some() { rows / MIDDLE_ROWS } else { 0 };
-        let left = rows - many * MIDDLE_ROWS;
-        match self.middle {
-            Some(_) if left > FEW_ROWS => many + 1,
-            _ => many + left.div_ceil(ROWS_AT_ONCE),
-        }
+        self.slices(rows, None).count()
+    }
+
+    /// The token rows that kernels take one after another, and whether it is the kernel for more than 16 that takes them.
+    fn slices(&self, rows: usize, spread: Option<Spread>) -> impl Iterator<Item = (Range<usize>, bool)> {
+        let mut next = 0;
+        iter::from_fn(move || {
+            let (first, left) = (next, rows - next);
+            let middle = left > ROWS_AT_ONCE && spread.is_none();
+            next += left.min(if middle { MIDDLE_ROWS } else { ROWS_AT_ONCE });
+            (left > 0).then_some((first..next, middle))
+        })
     }
 
     /// Its tiles, as [`Tiles`](super::Tiles) arranges them on the host.
@@ -384,11 +387,8 @@ impl DeviceWeight {
         let spread = spread.unwrap_or_else(|| self.spread(rows));
         self.check(stream, product)?;
         self.check_spread(stream, spread, workspace)?;
-        let mut first = 0;
-        while first < rows {
-            let middle = self.middle.as_ref().filter(|_| rows - first > FEW_ROWS && product.spread.is_none());
-            let count = (rows - first).min(if middle.is_some() { MIDDLE_ROWS } else { ROWS_AT_ONCE });
-            let behind = |memory: &Memory, bytes: usize| memory.part(first * bytes..memory.bytes());
+        for (slice, middle) in self.slices(rows, product.spread) {
+            let behind = |memory: &Memory, bytes: usize| memory.part(slice.start * bytes..memory.bytes());
             let (rows_of_x, number, scales) = x.parts();
             let own_x = behind(rows_of_x.memory, number * rows_of_x.stride)?;
             let own_scales = scales.map(|scales| behind(scales, 4)).transpose()?;
@@ -400,16 +400,15 @@ impl DeviceWeight {
                     Some(scales) => DeviceTokens { codes: own_x, scales }.into(),
                     None => own_x.into(),
                 },
-                rows: count,
+                rows: slice.len(),
                 residual: own_residual.as_ref(),
                 y: DeviceRows { memory: &own_y, ..y },
                 ..*product
             };
             match middle {
-                Some(kernels) => self.product_of_some(stream, &some, kernels, workspace)?,
-                None => self.few(stream, &some, spread, workspace)?,
+                true => self.product_of_some(stream, &some, workspace)?,
+                false => self.few(stream, &some, spread, workspace)?,
             }
-            first += count;
         }
         Ok(())
     }
@@ -422,35 +421,31 @@ impl DeviceWeight {
         spread: Spread,
         workspace: &mut Workspace,
     ) -> Result<(), DeviceError> {
-        let &DeviceProduct { x, rows, element, .. } = product;
-        let (_, _, token_scales) = x.parts();
+        let &DeviceProduct { rows, element, .. } = product;
         let many = usize::from(rows > 8);
         let kernel = &self.kernels[usize::from(element == Element::Bf16)][many];
-        let arguments = self.dealt(product, spread, workspace);
+        let few = self.dealt(product, spread, workspace);
         let grid = Grid { blocks: [spread.blocks as u32, 1], threads: THREADS, shared: shared(many) as u32 };
         let mut uses = self.uses(product);
         uses.extend(workspace.memory());
-        if let (Some(scales), Some(token_scales)) = (&self.scales, token_scales) {
-            uses.push(scales);
-            let arguments = IntegerArguments {
-                codes: arguments.x,
-                token_scales: token_scales.at(),
-                scales: scales.at(),
-                few: Arguments { x: 0, ..arguments },
-            };
-            // SAFETY: as below; kernels of formats with scales of channels have this parameter, and `check` has seen that x is
-            // of their kind.
-            #[expect(unsafe_code, reason = "kernels trust their arguments")]
-            unsafe {
-                return stream.launch(kernel, grid, &arguments, &uses);
-            }
-        }
-        // SAFETY: `Arguments` is the parameter of these kernels, field by field; `check` has seen that all memory is as large as
+        // SAFETY: the arguments are the parameters of these kernels, field by field; `check` has seen that all memory is as large as
         // they expect, and all of it is in `uses`.
         #[expect(unsafe_code, reason = "kernels trust their arguments")]
         unsafe {
-            stream.launch(kernel, grid, &arguments, &uses)
+            match self.integers(few, product) {
+                Some(arguments) => stream.launch(kernel, grid, &arguments, &uses),
+                None => stream.launch(kernel, grid, &few, &uses),
+            }
         }
+    }
+
+    /// What kernels with activations of 8 bits are told of a checked product; `None` if they are of 16.
+    pub(super) fn integers(&self, few: Arguments, product: &DeviceProduct<'_>) -> Option<IntegerArguments> {
+        let (_, _, token_scales) = product.x.parts();
+        let (scales, token_scales) = self.scales.as_ref().zip(token_scales)?;
+        let (codes, token_scales, scales) = (few.x, token_scales.at(), scales.at());
+        let brain = i32::from(product.element == Element::Bf16);
+        Some(IntegerArguments { few: Arguments { x: 0, ..few }, codes, token_scales, scales, brain })
     }
 
     /// What kernels are told of a checked product.
@@ -499,7 +494,8 @@ impl DeviceWeight {
     pub(super) fn uses<'a>(&'a self, product: &DeviceProduct<'a>) -> Vec<&'a Memory> {
         let &DeviceProduct { x, bias, residual, y, .. } = product;
         let (x, _, token_scales) = x.parts();
-        let uses = [Some(&self.tiles), Some(x.memory), token_scales, bias, residual, Some(y.memory)];
+        let scales = self.scales.as_ref();
+        let uses = [Some(&self.tiles), scales, Some(x.memory), token_scales, bias, residual, Some(y.memory)];
         uses.into_iter().flatten().collect()
     }
 
@@ -518,9 +514,9 @@ impl DeviceWeight {
         self.gated
     }
 
-    /// Scales of the output channels, if they do not belong to groups.
-    pub(super) fn scales(&self) -> Option<&Memory> {
-        self.scales.as_ref()
+    /// Whether products are of integers: scales belong to output channels, and activations are bytes.
+    pub(super) fn of_integers(&self) -> bool {
+        self.scales.is_some()
     }
 
     /// Tiles along the output channels.

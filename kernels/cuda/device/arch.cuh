@@ -98,7 +98,7 @@ DEVICE u32 of_lane(u32 value, int lane) { return __shfl_sync(0xffffffffu, value,
 DEVICE Words load_activations(const u16* at) { return *(const Words*)at; }
 
 // Copies 16 bytes to shared memory, of which the last are zeros from `count` on; some time before `wait_for_copies` comes back, if
-// `close_copies` was called. A thread waits for its own: others see them behind a barrier.
+// `close_copies` was called, and no more than LATER times since. A thread waits for its own: others see them behind a barrier.
 DEVICE void copy_later(u8* to, const u16* from, int count) {
     u32 place = (u32)__cvta_generic_to_shared(to);
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(place), "l"(from), "r"(count) : "memory");
@@ -111,7 +111,10 @@ DEVICE void copy_weights_later(u8* to, const u8* from) {
 }
 
 DEVICE void close_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-DEVICE void wait_for_copies() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
+template <int LATER>
+DEVICE void wait_for_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(LATER) : "memory");
+}
 
 DEVICE Words load_shared(const u8* at) { return *(const Words*)at; }
 DEVICE u32 load_shared_word(const u8* at) { return *(const u32*)at; }

@@ -7,7 +7,7 @@ use crate::receipt::Receipts;
 use crate::support::{Random, codes_of};
 use mbqc_kernels::cuda::{
     Dense, DenseProduct, Device, DeviceError, DeviceNorm, DeviceProduct, DeviceRows, DeviceTokens, DeviceWeight,
-    Element, Graph, Memory, NormKind, Norms, Prefill, Spread, Stream, Workspace,
+    Element, Graph, Memory, NormKind, Norms, Prefill, ROWS_AT_ONCE, Spread, Stream, Workspace,
 };
 use mbqc_kernels::{FORMATS, Scheme};
 use serde_json::json;
@@ -20,7 +20,7 @@ const ROTATED: usize = 512 << 20;
 const FEW_TURNS: [usize; 2] = [5, 10];
 const MANY_TURNS: [usize; 2] = [3, 5];
 
-/// Bytes of a slab that the second-level cache holds while cuBLASLt multiplies by it.
+/// Bytes of a slab, and of sums, that the second-level cache holds until they were read.
 const SLAB: usize = 24 << 20;
 
 /// Weights of a group.
@@ -308,16 +308,16 @@ pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receip
     Ok(())
 }
 
-/// Products with more rows than a kernel takes at once: by our kernels in slices of what they take, by cuBLASLt from slabs of the
+/// Products with more rows than a kernel takes at once: by our kernels, in slices of 64 and, where they are few, of 16, by cuBLASLt from slabs of the
 /// weight, and cuBLASLt's in half precision, in turns and with weights that no cache holds.
 pub(crate) fn many(device: &Arc<Device>, options: &Options, receipts: &mut Receipts) -> Result<(), DeviceError> {
     let mut stream = device.stream()?;
     println!("\nmicroseconds for a product with many rows; over cuBLASLt's in f16: of the better");
     println!(
-        "| k x n | rows | format | by our kernels | by cuBLASLt | in slabs of {} MB | TFLOP/s | cuBLASLt f16 | time over it |",
+        "| k x n | rows | format | by our kernels | 16 at a time | by cuBLASLt | in slabs of {} MB | TFLOP/s | cuBLASLt f16 | time over it |",
         SLAB >> 20
     );
-    println!("|---|---|---|---|---|---|---|---|---|");
+    println!("{}", "|---".repeat(10) + "|");
     let (sizes, many): (_, &[usize]) = match options.small {
         true => (vec![(256, 96)], &[20]),
         false => (vec![(3584, 3584), (3584, 18944)], &[17, 24, 32, 33, 48, 64, 128, 256, 512, 1024, 2048, 4096]),
@@ -336,25 +336,27 @@ pub(crate) fn many(device: &Arc<Device>, options: &Options, receipts: &mut Recei
             let count = |copies: usize| if options.small { copies } else { copies.max(40).next_multiple_of(copies) };
             let of_dense = count(dense.weights.len());
             let mut graphs = vec![dense.graph(&mut stream, rows, of_dense)?];
-            // Slices, cuBLASLt, and that in slabs: none of which need be there.
+            // Slices of either kind, cuBLASLt, and that in slabs: none of which need be there.
             let mut places = Vec::new();
             for layer in &layers {
                 let (first, count) = (&layer.weights[0], count(layer.weights.len()));
-                let mut place = [None; 3];
+                let mut place = [None; 4];
                 let weights = || layer.weights.iter().cycle().take(count);
-                if rows <= 256 {
-                    let mut workspace = Workspace::new(&stream, &[first], None)?;
+                for (at, most, spread) in [(0, 512, None), (1, 64, Some(first.spread(ROWS_AT_ONCE)))] {
+                    if rows > most {
+                        continue;
+                    }
+                    let mut workspace = Workspace::new(&stream, &[first], spread)?;
                     let graph = stream.record(|stream| {
                         weights().try_for_each(|weight| {
-                            weight.product(stream, &product(weight, rows, &x, &scales, &y), &mut workspace)
+                            let product = product(weight, rows, &x, &scales, &y);
+                            weight.product(stream, &DeviceProduct { spread, ..product }, &mut workspace)
                         })
                     })?;
-                    place[0] = Some(graphs.len());
+                    place[at] = Some(graphs.len());
                     graphs.push(Timed { graph, products: count });
                 }
-                // Bytes of 8 bits are multiplied as they are, without slabs.
-                let slabs = if first.format().name == "w8a8" { &[usize::MAX][..] } else { &[usize::MAX, SLAB] };
-                for (&slab, place) in slabs.iter().zip(&mut place[1..]) {
+                for (slab, place) in [usize::MAX, SLAB].into_iter().zip(&mut place[2..]) {
                     let mut prefill = Prefill::with_slab(&stream, &[first], rows, slab)?;
                     let mut product = |stream: &Stream, weight: &DeviceWeight| {
                         weight.product_of_many(stream, &product(weight, rows, &x, &scales, &y), &mut prefill)
@@ -375,13 +377,16 @@ pub(crate) fn many(device: &Arc<Device>, options: &Options, receipts: &mut Recei
             let times = in_turns(&stream, &graphs, MANY_TURNS, options.small)?;
             let peer = times[0][1];
             for (layer, place) in layers.iter().zip(places) {
-                let [sliced, blas, slabs] = place.map(|place| place.map(|place| times[place][1]));
-                let Some(best) = [sliced, blas, slabs].into_iter().flatten().reduce(f64::min) else { continue };
+                let [sliced, sixteen, blas, slabs] = place.map(|place| place.map(|place| times[place][1]));
+                let Some(best) = [sliced, sixteen, blas, slabs].into_iter().flatten().reduce(f64::min) else {
+                    continue;
+                };
                 let cell = |time: Option<f64>| time.map_or("-".to_owned(), |time| format!("{:.1}", 1e6 * time));
                 let name = layer.weights[0].format().name;
                 println!(
-                    "| {k} x {n} | {rows} | {name} | {} | {} | {} | {:.0} | {:.1} | {:.2} |",
+                    "| {k} x {n} | {rows} | {name} | {} | {} | {} | {} | {:.0} | {:.1} | {:.2} |",
                     cell(sliced),
+                    cell(sixteen),
                     cell(blas),
                     cell(slabs),
                     2.0 * (rows * k * n) as f64 / best / 1e12,
@@ -390,7 +395,7 @@ pub(crate) fn many(device: &Arc<Device>, options: &Options, receipts: &mut Recei
                 );
                 receipts.time(
                     "finish",
-                    json!({"format": name, "k": k, "n": n, "rows": rows, "sliced": sliced, "blas": blas, "slabs": slabs, "dense": peer}),
+                    json!({"format": name, "k": k, "n": n, "rows": rows, "sliced": sliced, "sixteen": sixteen, "blas": blas, "slabs": slabs, "dense": peer}),
                 );
             }
             receipts.keep();

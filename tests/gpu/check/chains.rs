@@ -4,6 +4,7 @@
 
 use crate::Options;
 use crate::few_rows::bits;
+use crate::integers::are_rows;
 use crate::receipt::Receipts;
 use crate::support::codes_of;
 use mbqc_kernels::FORMATS;
@@ -187,16 +188,15 @@ pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receip
             graph.launch()?;
         }
         let replayed = chain.bytes(&stream)?;
-        // A norm; a slab of a weight whose rows are not what cuBLASLt takes, and what follows sums of integers; or slices of the rows.
-        let kernels = |&(format, input, many): &(&str, Input, bool)| {
+        // A norm; a slab of a weight whose rows are not what cuBLASLt takes, and what follows sums of integers; or one that takes all rows.
+        let kernels = |(&(_, input, many), weight): (&(&str, Input, bool), &DeviceWeight)| {
             let product = match input {
-                Input::Rounded if many && !prefill.is_empty() => 1 + usize::from(format != "w8a8"),
-                Input::Rounded => rows.div_ceil(16),
+                Input::Rounded if many && !prefill.is_empty() => 1 + usize::from(!are_rows(weight.format())),
                 _ => 1,
             };
             product + usize::from(input != Input::Plain)
         };
-        let expected: usize = STEPS.iter().map(kernels).sum();
+        let expected: usize = STEPS.iter().zip(&chain.weights).map(kernels).sum();
         if graph.kernels() != expected {
             faults.push(format!("{rows} rows: a chain has {} kernels, not {expected}", graph.kernels()));
         }

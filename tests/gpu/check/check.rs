@@ -84,7 +84,7 @@ fn kernel(shape: &Shape) -> String {
     let element = name(shape.element);
     match shape.rows {
         ..=8 => format!("w{}a16_{element}_8_g{}", shape.bits, shape.group.min(128)),
-        33.. if shape.blocks == 0 => format!("w{}a16_{element}_64", shape.bits),
+        17.. if shape.blocks == 0 => format!("w{}a16_{element}_64", shape.bits),
         _ => format!("w{}a16_{element}_16_g{}", shape.bits, shape.group.min(128)),
     }
 }

@@ -233,9 +233,9 @@ pub(crate) fn shapes() -> Vec<Shape> {
         for (k, blocks) in [(128, 1), (3584, 1), (3584, 28), (8192, 2), (384, 3)] {
             shapes.push(Shape { k, blocks, rows: 2, residual: true, ..plain });
         }
-        // The kernel for up to 64 rows, where there are more than 32 and no spread is given: every group; tails of everything; what is left for other kernels.
+        // The kernel for up to 64 rows, where there are more than 16 and no spread is given: every group; tails of everything; what is left for other kernels.
         for bits in [2, 3, 4] {
-            for (group, rows) in [(32, 36), (64, 40), (128, 64), (256, 33)] {
+            for (group, rows) in [(32, 36), (64, 40), (128, 64), (256, 17)] {
                 let shape = Shape { bits, group, rows, blocks: 0, n: 80, k: 300, ..plain };
                 shapes.extend([shape, Shape { n: 300, k: 129, single: false, residual: true, bias: true, ..shape }]);
             }

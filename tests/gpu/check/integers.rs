@@ -1,13 +1,13 @@
 //! Products of weights and activations of few bits: sums are exact, so every bit is known.
 
 use crate::Options;
-use crate::few_rows::{GAP, bits, name, value};
+use crate::few_rows::{GAP, bits, value};
 use crate::receipt::Receipts;
 use crate::support::{Random, codes_of};
 use mbqc_kernels::affine::Codes;
 use mbqc_kernels::cuda::{
     Device, DeviceError, DeviceProduct, DeviceRows, DeviceTokens, DeviceWeight, Element, Prefill, Spread, Stream,
-    Workspace,
+    TileCodes, Workspace,
 };
 use mbqc_kernels::{FORMATS, Format, Scheme};
 use std::sync::Arc;
@@ -19,7 +19,8 @@ struct Shape {
     n: usize,
     k: usize,
     rows: usize,
-    spread: Spread,
+    /// `None`: as is thought best.
+    spread: Option<Spread>,
     gated: bool,
     residual: bool,
     single: bool,
@@ -32,7 +33,7 @@ fn plain(format: &'static Format, element: Element) -> Shape {
         n: 40,
         k: 300,
         rows: 1,
-        spread: Spread { together: 1, blocks: 1 },
+        spread: Some(Spread { together: 1, blocks: 1 }),
         gated: false,
         residual: false,
         single: true,
@@ -49,13 +50,21 @@ fn shapes(format: &'static Format) -> Vec<Shape> {
             for (together, blocks) in [(1, 1), (2, 7), (8, 3), (8, 1)] {
                 let units = usize::div_ceil(n, 32 * together) * k.div_ceil(128);
                 let blocks = usize::min(blocks, units);
-                let shape = Shape { rows, n, k, spread: Spread { together, blocks }, ..plain };
+                let shape = Shape { rows, n, k, spread: Some(Spread { together, blocks }), ..plain };
                 shapes.extend([shape, Shape { single: false, residual: true, ..shape }]);
             }
         }
         for (n, rows) in [(64, 1), (62, 5), (34, 16), (2, 3), (70, 40)] {
-            let gated = Shape { n, rows, gated: true, spread: Spread { together: 1, blocks: 3 }, ..plain };
+            let gated = Shape { n, rows, gated: true, spread: Some(Spread { together: 1, blocks: 3 }), ..plain };
             shapes.extend([gated, Shape { single: false, residual: true, ..gated }]);
+        }
+        // The kernel for up to 64 rows: tails of everything, more rows than it takes at once, what is left for other kernels; tiles along
+        // k that are fewer than its stages, and more.
+        for (rows, n, k) in [(17, 32, 1), (32, 300, 129), (33, 80, 300), (64, 264, 640), (77, 33, 1300), (144, 70, 77)]
+        {
+            let shape = Shape { rows, n, k, spread: None, ..plain };
+            let gated = Shape { n: n / 2 * 2, gated: true, ..shape };
+            shapes.extend([shape, Shape { single: false, residual: true, ..shape }, gated]);
         }
     }
     shapes
@@ -63,10 +72,10 @@ fn shapes(format: &'static Format) -> Vec<Shape> {
 
 /// Several slabs, the last of which is lower.
 fn large_shapes(format: &'static Format) -> Vec<Shape> {
-    let spread = Spread { together: 8, blocks: 264 };
+    let spread = Some(Spread { together: 8, blocks: 264 });
     let shapes = Element::ALL.into_iter().flat_map(|element| {
         let large = Shape { n: 20000, k: 3584, rows: 33, spread, ..plain(format, element) };
-        [large, Shape { gated: true, single: false, ..large }]
+        [large, Shape { gated: true, single: false, spread: None, ..large }]
     });
     shapes.collect()
 }
@@ -92,15 +101,13 @@ fn judged_all(
     for format in FORMATS.iter().filter(|format| format.scheme == Scheme::WeightActivation && format.tiles.is_some()) {
         let shapes = shapes(format);
         for shape in &shapes {
-            let element = name(shape.element);
             let fault = match judged(&stream, shape, options) {
                 Ok(Ok(by_blas)) => {
                     if by_blas {
-                        // Weights of 8 bits are rows as they are.
-                        if format.bits < 8 {
+                        if !are_rows(format) {
                             receipts.checked(format.name, &format!("{}_codes", format.name), true, 0.0, 1);
                         }
-                        receipts.checked("finish", &format!("finish_integers_{element}"), shape.single, 0.0, 1);
+                        receipts.checked("finish", "finish_integers", shape.single, 0.0, 1);
                     }
                     None
                 }
@@ -114,7 +121,12 @@ fn judged_all(
                 receipts.fault(Some("finish"), &fault);
                 count += 1;
             }
-            let kernel = format!("{}_{element}_{}", format.name, if shape.rows <= 8 { 8 } else { 16 });
+            let once = match shape.rows {
+                17.. if shape.spread.is_none() => 64,
+                9.. => 16,
+                _ => 8,
+            };
+            let kernel = format!("{}_{once}", format.name);
             receipts.checked(format.name, &kernel, shape.single, 0.0, runs);
         }
         println!("{}: {} shapes, {runs} runs each", format.name, shapes.len());
@@ -154,7 +166,7 @@ fn judged(stream: &Stream, shape: &Shape, options: &Options) -> Result<Result<bo
     let scales_memory = placed(&scales.iter().flat_map(|scale| scale.to_le_bytes()).collect::<Vec<u8>>())?;
     let size = if single { 4 } else { 2 };
     let y = device.memory(rows * y_stride * size)?;
-    let mut workspace = Workspace::new(stream, &[&weight], Some(spread))?;
+    let mut workspace = Workspace::new(stream, &[&weight], spread)?;
     let product = DeviceProduct {
         x: DeviceTokens { codes: DeviceRows { memory: &x_memory, stride }, scales: &scales_memory }.into(),
         rows,
@@ -163,7 +175,7 @@ fn judged(stream: &Stream, shape: &Shape, options: &Options) -> Result<Result<bo
         residual: residual.then_some(&others_memory),
         y: DeviceRows { memory: &y, stride: y_stride },
         single,
-        spread: Some(spread),
+        spread,
     };
     let mut run = || -> Result<Vec<u8>, DeviceError> {
         stream.fill(&y, 0xff)?;
@@ -254,6 +266,11 @@ fn sum(codes: &Codes, channel: usize, x: &[u8]) -> i64 {
     let weights = &codes.codes[channel * codes.k..][..codes.k];
     let zero = i64::from(codes.zero_points[channel]);
     weights.iter().zip(x).map(|(&code, &x)| (i64::from(code) - zero) * i64::from(x as i8)).sum()
+}
+
+/// Whether cuBLASLt multiplies by a format's codes as they are.
+pub(crate) fn are_rows(format: &Format) -> bool {
+    format.tiles.is_some_and(TileCodes::are_rows)
 }
 
 /// Whether cuBLASLt says that it has nothing for a shape.

@@ -64,7 +64,7 @@ struct Fiber {
     const Meeting* waits = nullptr;
     u64 round = 0;
     std::vector<Copy> copies;
-    size_t closed = 0;  // of the copies
+    std::vector<size_t> closed;  // how many copies there were, each time
 };
 
 static std::mt19937_64 random_numbers;
@@ -144,7 +144,7 @@ static void launch(int blocks_x, int blocks_y, int threads, size_t shared_bytes,
             fiber.done = fiber.waited = false;
             fiber.waits = nullptr;
             fiber.copies.clear();
-            fiber.closed = 0;
+            fiber.closed.clear();
             getcontext(&fiber.context);
             fiber.context.uc_stack.ss_sp = fiber.stack.data();
             fiber.context.uc_stack.ss_size = fiber.stack.size();
@@ -259,14 +259,19 @@ DEVICE void copy_later(u8* to, const u16* from, int count) {
 
 DEVICE void close_copies() {
     emulated::Fiber& fiber = emulated::fibers[emulated::current];
-    fiber.closed = fiber.copies.size();
+    fiber.closed.push_back(fiber.copies.size());
 }
 
+template <size_t LATER>
 DEVICE void wait_for_copies() {
     emulated::Fiber& fiber = emulated::fibers[emulated::current];
-    for (size_t i = 0; i < fiber.closed; i++) memcpy(fiber.copies[i].to, fiber.copies[i].bytes, 16);
-    fiber.copies.erase(fiber.copies.begin(), fiber.copies.begin() + fiber.closed);
-    fiber.closed = 0;
+    if (fiber.closed.size() <= LATER) return;
+    auto kept = fiber.closed.end() - LATER;
+    size_t done = kept[-1];
+    for (size_t i = 0; i < done; i++) memcpy(fiber.copies[i].to, fiber.copies[i].bytes, 16);
+    fiber.copies.erase(fiber.copies.begin(), fiber.copies.begin() + done);
+    fiber.closed.erase(fiber.closed.begin(), kept);
+    for (size_t& closed : fiber.closed) closed -= done;
 }
 
 DEVICE Words load_shared(const u8* at) {

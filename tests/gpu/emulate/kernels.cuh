@@ -27,14 +27,14 @@ static void run_kernel(const void* arguments) {
 #define GROUPS(name, type, rows) \
     ROWS_ENTRY(name, type, rows, 128), ROWS_ENTRY(name, type, rows, 64), ROWS_ENTRY(name, type, rows, 32)
 #define ENTRIES(name) GROUPS(name, f16, 8), GROUPS(name, f16, 16), GROUPS(name, bf16, 8), GROUPS(name, bf16, 16)
-#define BYTES_ENTRY(name, type, rows) ENTRY(name##_##type##_##rows, Integer, 256, small_shared<rows / 8>())
-#define BYTES_ENTRIES(name) \
-    BYTES_ENTRY(name, f16, 8), BYTES_ENTRY(name, f16, 16), BYTES_ENTRY(name, bf16, 8), BYTES_ENTRY(name, bf16, 16)
+#define BYTES_ENTRIES(name, Weight)                      \
+    ENTRY(name##_8, Integer, 256, small_shared<1>()),    \
+    ENTRY(name##_16, Integer, 256, small_shared<2>()),   \
+    ENTRY(name##_64, Integer, 256, middle_shared<Integers<Weight>>())
 #define DEQUANTIZE_ENTRIES(name) \
     ENTRY(name##_dequantize_f16, Dequantize, 128, 0), ENTRY(name##_dequantize_bf16, Dequantize, 128, 0)
-#define MIDDLE_ENTRIES(name, Weight)                                \
-    ENTRY(name##_f16_64, Middle, 256, middle_shared<Weight<F16>>()), \
-    ENTRY(name##_bf16_64, Middle, 256, middle_shared<Weight<BF16>>())
+#define MIDDLE_ENTRY(name, type, T, Weight) ENTRY(name##_##type##_64, Middle, 256, (middle_shared<Grouped<T, Weight<T>>>()))
+#define MIDDLE_ENTRIES(name, Weight) MIDDLE_ENTRY(name, f16, F16, Weight), MIDDLE_ENTRY(name, bf16, BF16, Weight)
 static const Entry KERNELS[] = {
     ENTRIES(w2a16),
     ENTRIES(w3a16),
@@ -42,8 +42,8 @@ static const Entry KERNELS[] = {
     MIDDLE_ENTRIES(w2a16, W2),
     MIDDLE_ENTRIES(w3a16, W3),
     MIDDLE_ENTRIES(w4a16, W4),
-    BYTES_ENTRIES(w4a8),
-    BYTES_ENTRIES(w8a8),
+    BYTES_ENTRIES(w4a8, W4Bytes),
+    BYTES_ENTRIES(w8a8, W8Bytes),
     DEQUANTIZE_ENTRIES(w2),
     DEQUANTIZE_ENTRIES(w3),
     DEQUANTIZE_ENTRIES(w4),
@@ -52,8 +52,7 @@ static const Entry KERNELS[] = {
     ENTRY(w4_repack, Repack, 128, repack_shared<PlainCodes<4>>()),
     ENTRY(finish_f16, Finish, 256, 0),
     ENTRY(finish_bf16, Finish, 256, 0),
-    ENTRY(finish_integers_f16, FinishIntegers, 256, 0),
-    ENTRY(finish_integers_bf16, FinishIntegers, 256, 0),
+    ENTRY(finish_integers, FinishIntegers, 256, 0),
     ENTRY(w4a8_codes, Dequantize, 128, 0),
     ENTRY(norm_f16, Norm, 256, 64),
     ENTRY(norm_bf16, Norm, 256, 64),
