@@ -45,7 +45,7 @@ pub use error::DeviceError;
 pub use images::{Unit, source_hash};
 pub use norm::{DeviceNorm, DeviceTokens, NormKind, Norms};
 pub use prefill::Prefill;
-pub use spread::Spread;
+pub use spread::{Spread, TileCost};
 pub use tiles::{Fragments, Order, Quarter, TILE_CHANNELS, TILE_K, TileCodes, Tiles};
 pub use weight::{DeviceInput, DeviceProduct, DeviceRows, DeviceWeight, Element, ROWS_AT_ONCE};
 pub use workspace::Workspace;

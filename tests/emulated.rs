@@ -195,9 +195,9 @@ fn layers_of_a_file_run(driver: &Path) -> Outcome {
     assert_eq!(ran.code, Some(0), "{ran}");
     // cuBLASLt has memory of its own.
     let larger = [("FAKE_CUDA_CACHE", "4096"), ("FAKE_CUDA_MEMORY", "100000000")];
-    let table = mbqc("bench r.onnx --device cuda --rows 65 --seconds 0.01", &larger);
+    let table = mbqc("bench r.onnx --device cuda --rows 32 --seconds 0.01", &larger);
     assert!(table.code == Some(0) && table.out.contains("w8a8") && table.out.contains("cuBLASLt"), "{table}");
-    let table = mbqc("bench r.onnx --device cuda --rows 64 --seconds 0.01", &small);
+    let table = mbqc("bench r.onnx --device cuda --rows 31 --seconds 0.01", &small);
     assert!(table.code == Some(0) && table.out.contains("  mbqc") && !table.out.contains("cuBLASLt"), "{table}");
     for (arguments, words) in [
         ("--device cuda --rows 8193", "up to 8192 token rows"),

@@ -6,6 +6,7 @@
 #pragma once
 #include "dequantize.cuh"
 #include "middle.cuh"
+#include "repack.cuh"
 
 // Exact sums, and the type of what they become, which nothing before depends on.
 struct IntegerSums {
@@ -19,7 +20,7 @@ struct IntegerSums {
     DEVICE u16 rounded(float value) const { return brain ? from_float(BF16(), value) : from_float(F16(), value); }
 };
 
-// The arguments of a kernel, launched as those of `small.cuh`. Of `few`, x is null; its x_stride is that of the codes, in bytes.
+// The arguments of a kernel, launched as those of `small.cuh` or, for 64 token rows, of `middle.cuh`. Of `few`, x is null; its x_stride is that of the codes, in bytes.
 struct Integer {
     Small few;
     const u8* codes;            // [rows, x_stride] signed bytes, 16-byte aligned rows
@@ -221,6 +222,32 @@ DEVICE void codes(const Dequantize& a) {
         *(Words*)to = {{bytes[half], bytes[2 + half], bytes[4 + half], bytes[6 + half]}};
     }
 }
+
+// Stored codes to where kernels read them, as `repack` does: rows of them are ceil(k BITS / 8) bytes, and there are no groups.
+template <class Weight>
+DEVICE void repack_codes(const Repack& a) {
+    let_next_start();
+    wait_for_earlier();
+    int lane = thread() % 32, quarter = thread() / 32, tile_row = block_y();
+    int channels = a.gated ? a.n / 2 : a.n, first = 128 * block_x() + 64 * (quarter % 2) + 16 * (lane % 4);
+    u32 bytes[8];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        int row = 16 * (quarter / 2) + 8 * half + lane / 4, own = a.gated ? 16 * tile_row + row % 16 : 32 * tile_row + row;
+        const u8* codes = a.codes + (u64)(own + (a.gated && row >= 16 ? channels : 0)) * Weight::stored_bytes(a.k);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int k = first + 4 * i, left = own < channels ? a.k - k : 0;
+            u32 four = left > 0 ? Weight::four(codes, k, left) : 0;
+            bytes[2 * i + half] = left > 0 && left < 4 ? four & ((1u << 8 * left) - 1) : four;
+        }
+    }
+    Weight::store(a.tiles, bytes, tile_row, block_x(), a.k_tiles, quarter, lane);
+}
+
+// {name}_repack
+#define REPACK_CODES_KERNEL(name, Weight) \
+    KERNEL(name##_repack, 128, 4)(const Repack arguments) { repack_codes<Weight>(arguments); }
 
 // {name}_codes
 #define CODES_KERNEL(name, Weight) \

@@ -1,6 +1,6 @@
-// Up to 64 token rows: y = x W^T for the tiles of `small.cuh`, dealt out as there, in bands of 8 rows of tiles, one for each warp. Each
-// weight is decoded once for all token rows. Shared memory has two stages of everything, or more: while the tensor cores multiply by
-// what is there for one place along k, weights and activations for the next are copied.
+// Up to 64 token rows: y = x W^T for the tiles of `small.cuh`, dealt out as there. Each weight is decoded once for all token rows. Shared
+// memory has two stages of everything, or more: while the tensor cores multiply by what is there, a tile for each warp and the activations
+// for all of these, weights and activations for what comes next are copied.
 //
 // Zero points are taken from codes (exactly), so that no sums of x are needed; scales are applied to the sums of each group. With
 // activations of 8 bits (`integer.cuh`) there are neither.
@@ -8,8 +8,8 @@
 #include "small.cuh"
 
 // The arguments of a kernel, launched as those of `small.cuh` with one block for a multiprocessor and `middle_shared` bytes of dynamic
-// shared memory. Of `few`, together_log is 3, rows are up to 64; `partial` is [blocks + bands, 2, 32, 8, 32] and `arrived` [bands, 2]:
-// halves of the token rows are finished one by one.
+// shared memory. Of `few`, rows are up to 64; `partial` is [blocks + bands, 2, 32, together, 32] and `arrived` [bands, 2]: halves of the
+// token rows are finished one by one.
 struct Middle {
     Small few;
     int groups;  // of a row of a tile: 1, 2 or 4
@@ -41,10 +41,10 @@ struct Activations {
     }
 };
 
-// Bytes of shared memory for what a kind of product has in its stages.
+// Bytes of shared memory for what a kind of product has in its stages: of activations, as many places along k as warps are at.
 template <class Kind>
-DEVICE constexpr int middle_shared() {
-    return Kind::STAGES * (Kind::X::BYTES + WARPS * Kind::TILE);
+DEVICE constexpr int middle_shared(int together_log) {
+    return Kind::STAGES * ((WARPS >> together_log) * Kind::X::BYTES + WARPS * Kind::TILE);
 }
 
 // Adds the products of a tile with 64 token rows.
@@ -161,24 +161,29 @@ DEVICE void finish_middle(const Kind& kind, const typename Kind::Sum (&out)[2][8
     }
 }
 
+// The activations of a stage: at `places` places along k from tile `at` on, up to `end`.
+template <class Kind>
+DEVICE void fetch_stage(const Kind& kind, u8* stage, int at, int places, int end) {
+#pragma unroll 1
+    for (int i = 0; i < places && at + i < end; i++) Kind::X::fetch(kind.few(), kind.x(), stage + Kind::X::BYTES * i, 128 * (at + i));
+}
+
 template <class Kind>
 DEVICE void middle(const Kind& kind) {
-    const int STAGES = Kind::STAGES, TILE = Kind::TILE;
-    typedef typename Kind::X X;
+    const int STAGES = Kind::STAGES, TILE = Kind::TILE, X_BYTES = Kind::X::BYTES;
     const Small& a = kind.few();
     int unit = first_unit(a, block_x());
     for (;;) {
-        int lane = thread() % 32, warp = thread() / 32, start = unit % again(a.k_tiles);
+        int lane = thread() % 32, warp = thread() / 32, at = unit % again(a.k_tiles);
         Share share = share_of(a, unit, warp);
-        // Below the last row of tiles a warp has nothing to do, but to copy activations.
-        bool has = share.mine == start;
-        const u8* next = kind.tile(share.tile_row, start, lane);
+        int places = share.strides, x_stage = X_BYTES * places;
+        const u8* next = kind.tile(share.tile_row, share.mine, lane);
         u8* x = shared_memory();
-        u8* tiles = x + STAGES * X::BYTES + STAGES * TILE * warp;
+        u8* tiles = x + STAGES * (x_stage + TILE * warp);
 #pragma unroll
         for (int i = 0; i < STAGES - 1; i++) {
-            if (has && start + i < share.end) kind.fetch(tiles + TILE * i, next, lane);
-            next += kind.step();
+            if (share.mine + i * places < share.end) kind.fetch(tiles + TILE * i, next, lane);
+            next += places * kind.step();
         }
         if (unit == first_unit(a, block_x())) {
             // Weights have set out before the kernels that compute x have ended.
@@ -187,7 +192,7 @@ DEVICE void middle(const Kind& kind) {
         }
 #pragma unroll
         for (int i = 0; i < STAGES - 1; i++) {
-            if (start + i < share.end) X::fetch(a, kind.x(), x + X::BYTES * i, 128 * (start + i));
+            fetch_stage(kind, x + x_stage * i, at + i * places, places, share.end);
             close_copies();
         }
         typename Kind::Sum out[2][8][4];
@@ -197,19 +202,20 @@ DEVICE void middle(const Kind& kind) {
             for (int nt = 0; nt < 8; nt++)
 #pragma unroll
                 for (int i = 0; i < 4; i++) out[mt][nt][i] = 0;
+        // A warp's own place within those of a stage.
+        const u8* own = x + X_BYTES * (share.mine - at);
         int stage = 0, free = STAGES - 1;
 #pragma unroll 1
-        for (int at = start; at < share.end; at++) {
+        for (; at < share.end; at += places) {
             // What was copied is there for all, and all have read what the next copies replace.
             wait_for_copies<STAGES - 2>();
             sync();
-            if (at + STAGES - 1 < share.end) {
-                if (has) kind.fetch(tiles + TILE * free, next, lane);
-                X::fetch(a, kind.x(), x + X::BYTES * free, 128 * (at + STAGES - 1));
-            }
+            if (share.mine + (STAGES - 1) * places < share.end) kind.fetch(tiles + TILE * free, next, lane);
+            fetch_stage(kind, x + x_stage * free, at + (STAGES - 1) * places, places, share.end);
             close_copies();
-            next += kind.step();
-            if (has) kind.add(out, tiles + TILE * stage, x + X::BYTES * stage, lane);
+            next += places * kind.step();
+            if (share.mine < share.end) kind.add(out, tiles + TILE * stage, own + x_stage * stage, lane);
+            share.mine += places;
             free = stage;
             stage = stage + 1 < STAGES ? stage + 1 : 0;
         }

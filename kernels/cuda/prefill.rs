@@ -22,11 +22,11 @@ pub(super) static UNIT: Unit = Unit { name: "finish", source: include_str!("fini
 const SLAB: usize = 160 << 20;
 
 /// Token rows from which on cuBLASLt is thought to be faster, numbers and all, than as many passes of the kernel for 64: by what is
-/// predicted of 3584 x 18944 on an H200, as in README's table: four passes of `w3`; of `w4a8` nine, of which five are taken, for nobody
-/// has predicted how fast the tensor cores are there; one of `w8a8`. No device was asked: `gpu_check --only bench` tells all times.
-const MANY_ROWS: usize = 257;
-const MANY_ROWS_OF_NIBBLES: usize = 321;
-const MANY_ROWS_AS_THEY_ARE: usize = 65;
+/// predicted of 3584 x 18944 on an H200, as in README's table: after three passes of `w3`, two of `w4a8`; with rows of bytes, as soon as
+/// it surely takes them. No device was asked: `gpu_check --only bench` tells all times.
+const MANY_ROWS: usize = 193;
+const MANY_ROWS_OF_NIBBLES: usize = 129;
+const MANY_ROWS_AS_THEY_ARE: usize = 32;
 
 /// Token rows of a product: a grid has no more blocks in its second direction, of eight rows each.
 const MOST_ROWS: usize = 8 * 65535;

@@ -13,8 +13,22 @@ pub struct Spread {
     pub blocks: usize,
 }
 
+/// What a tile costs.
+#[derive(Clone, Copy, Debug)]
+pub struct TileCost {
+    /// Bytes of it.
+    pub bytes: usize,
+    /// Bytes of 128 activations of a token row.
+    pub activations: usize,
+    /// Instructions of a warp; 0 where they are known to take less time than memory.
+    pub instructions: usize,
+}
+
 /// Warps of a block.
 const WARPS: usize = 8;
+
+/// Instructions that a multiprocessor of an H200 issues in a second: four at a time.
+const ISSUED: f64 = 4.0 * 1.755e9;
 
 /// What the memory of an H200 gives one multiprocessor, and what its second-level cache does, in bytes per second. The first was
 /// seen in a copy of memory, the second is a guess; only their quotient matters here.
@@ -67,15 +81,15 @@ impl Dealt {
         Dealt { spread, beside, waves: blocks.div_ceil(beside * multiprocessors.max(1)), rounds, sharers }
     }
 
-    fn seconds(&self, tile: usize, rows: usize) -> f64 {
+    fn seconds(&self, cost: TileCost, rows: usize) -> f64 {
         let Spread { together, .. } = self.spread;
-        // A round is one tile for every warp of a multiprocessor; it takes as long as memory needs for its weights, or the
-        // second-level cache for weights and activations: a tile wants 256 bytes of each token row, once for all rows of tiles
-        // of a band.
+        // A round is one tile for every warp of a multiprocessor; it takes as long as memory needs for its weights, the second-level
+        // cache for weights and activations (which a tile wants once for all rows of tiles of a band), or its instructions.
         let in_flight = (self.beside * WARPS) as f64;
-        let weights = in_flight * tile as f64;
-        let activations = in_flight * (256 * rows) as f64 / together as f64;
-        let round = (weights / MEMORY).max((weights + activations) / CACHE);
+        let weights = in_flight * cost.bytes as f64;
+        let activations = in_flight * (cost.activations * rows) as f64 / together as f64;
+        let by_memory = (weights / MEMORY).max((weights + activations) / CACHE);
+        let round = by_memory.max(in_flight * cost.instructions as f64 / ISSUED);
         let own = self.waves as f64 * (START + self.rounds as f64 * round);
         if self.sharers == 1 {
             return own;
@@ -111,7 +125,7 @@ impl Spread {
     pub fn best(
         row_tiles: usize,
         k_tiles: usize,
-        tile: usize,
+        cost: TileCost,
         multiprocessors: usize,
         beside: &[usize],
     ) -> Vec<Spread> {
@@ -123,7 +137,7 @@ impl Spread {
         let best = |(rows, &beside): (usize, &usize)| {
             let mut best = (f64::INFINITY, Spread { together: 1, blocks: 1 });
             for one in &dealt[beside.clamp(1, 2) - 1] {
-                let time = one.seconds(tile, rows);
+                let time = one.seconds(cost, rows);
                 if time < 0.999 * best.0 {
                     best = (time, one.spread);
                 }
@@ -133,10 +147,27 @@ impl Spread {
         (1..).zip(beside).map(best).collect()
     }
 
-    /// The estimated time of a product by what memory and the second-level cache of an H200 deliver, of `multiprocessors` of its
-    /// kind, each with two blocks side by side: guesses are in it, and instructions are not.
-    pub fn seconds(self, row_tiles: usize, k_tiles: usize, tile: usize, rows: usize, multiprocessors: usize) -> f64 {
-        Dealt::new(self, row_tiles, k_tiles, multiprocessors, 2).seconds(tile, rows)
+    /// Of those with one block for a multiprocessor and bands of `least_together` or more, the one with the least estimated time for that
+    /// many token rows, and the time.
+    pub fn best_alone(
+        row_tiles: usize,
+        k_tiles: usize,
+        cost: TileCost,
+        multiprocessors: usize,
+        rows: usize,
+        least_together: usize,
+    ) -> (Spread, f64) {
+        let candidates = Spread::candidates(row_tiles, k_tiles, multiprocessors.max(1)).into_iter();
+        let dealt = candidates
+            .filter(|spread| spread.together >= least_together)
+            .map(|spread| Dealt::new(spread, row_tiles, k_tiles, multiprocessors, 1));
+        let times = dealt.map(|one| (one.spread, one.seconds(cost, rows)));
+        times.min_by(|one, other| one.1.total_cmp(&other.1)).expect("a band may be of 8 rows of tiles")
+    }
+
+    /// The estimated time of a product on `multiprocessors` of an H200, each with two blocks side by side: guesses are in it.
+    pub fn seconds(self, row_tiles: usize, k_tiles: usize, cost: TileCost, rows: usize, multiprocessors: usize) -> f64 {
+        Dealt::new(self, row_tiles, k_tiles, multiprocessors, 2).seconds(cost, rows)
     }
 
     /// Whether any band is shared by blocks.
@@ -163,6 +194,8 @@ mod tests {
         (3584, 152_064),
     ];
 
+    const W3: TileCost = TileCost { bytes: 1664, activations: 256, instructions: 0 };
+
     fn tiles((k, n): (usize, usize)) -> (usize, usize) {
         (n.div_ceil(32), k.div_ceil(128))
     }
@@ -172,7 +205,7 @@ mod tests {
         for size in SIZES {
             let (row_tiles, k_tiles) = tiles(size);
             for beside in [1, 2] {
-                for (rows, spread) in (1..).zip(Spread::best(row_tiles, k_tiles, 1664, 132, &[beside; 16])) {
+                for (rows, spread) in (1..).zip(Spread::best(row_tiles, k_tiles, W3, 132, &[beside; 16])) {
                     let dealt = Dealt::new(spread, row_tiles, k_tiles, 132, beside);
                     let even = (row_tiles * k_tiles) as f64 / (beside * 132 * WARPS) as f64;
                     let rounds = (dealt.waves * dealt.rounds) as f64;
@@ -186,9 +219,22 @@ mod tests {
             }
         }
         // One row is not worth waiting for one another where there are channels enough.
-        assert_eq!(Spread::best(256, 64, 1664, 132, &[2]), [Spread { together: 1, blocks: 256 }]);
+        assert_eq!(Spread::best(256, 64, W3, 132, &[2]), [Spread { together: 1, blocks: 256 }]);
         // Sixteen are.
-        assert!(Spread::best(256, 64, 1664, 132, &[2; 16])[15].together > 1);
+        assert!(Spread::best(256, 64, W3, 132, &[2; 16])[15].together > 1);
+    }
+
+    #[test]
+    fn blocks_of_many_rows_do_not_meet_in_crowds() {
+        let cost = TileCost { instructions: 1000, ..W3 };
+        for size in SIZES {
+            let (row_tiles, k_tiles) = tiles(size);
+            for (least, most) in [(4, 8), (8, 10)] {
+                let (spread, _) = Spread::best_alone(row_tiles, k_tiles, cost, 132, 64, least);
+                let dealt = Dealt::new(spread, row_tiles, k_tiles, 132, 1);
+                assert!(spread.together >= least && dealt.waves == 1 && dealt.sharers <= most, "{size:?}: {dealt:?}");
+            }
+        }
     }
 
     #[test]

@@ -9,8 +9,8 @@ use super::error::DeviceError;
 use super::middle::{MIDDLE_ROWS, Middle};
 use super::norm::DeviceTokens;
 use super::rows::ToRows;
-use super::spread::Spread;
-use super::tiles::{Geometry, TILE_CHANNELS, TILE_K, Tiles};
+use super::spread::{Spread, TileCost};
+use super::tiles::{Geometry, TILE_CHANNELS, TILE_K};
 use super::workspace::Workspace;
 use crate::dense::convert::FloatType;
 use crate::error::{Error, length};
@@ -206,6 +206,10 @@ impl DeviceWeight {
         }
         // Everything is looked at here: kernels trust what they read.
         let geometry = Geometry::of(format, stored, gated)?;
+        if geometry.groups == 0 && k > MOST_SUMMED {
+            let expected = format!("up to {MOST_SUMMED}: longer sums of bytes may overflow");
+            return Err(DeviceError::Shape { what: "the number of input channels", found: k, expected });
+        }
         let device = stream.device();
         let kernel = |element: Element, rows: usize| {
             let (name, element) = (format.name, element.name());
@@ -219,9 +223,9 @@ impl DeviceWeight {
         let kernels = [both(Element::F16)?, both(Element::Bf16)?];
         let to_rows = ToRows::load(device, layout.unit, format.name, geometry.groups > 0, layout.order)?;
         let Geometry { row_tiles, k_tiles, groups, .. } = geometry;
-        let tile = geometry.bytes() / (row_tiles * k_tiles);
+        let tile = geometry.tile_bytes();
         let codes = tile - 4 * TILE_CHANNELS * groups;
-        let middle = Middle::load(device, layout.unit, format.name, codes, groups > 0)?;
+        let middle = Middle::load(device, layout.unit, format.name, &geometry, codes)?;
         let tiles = device.memory(geometry.bytes())?;
         // Kernels for 16 rows may take the registers of a multiprocessor for one block.
         let beside = |many: usize| {
@@ -230,7 +234,9 @@ impl DeviceWeight {
         };
         let beside = [[beside(0)?; 8], [beside(1)?; 8]];
         let beside = beside.as_flattened();
-        let spreads = Spread::best(row_tiles, k_tiles, tile, device.about().multiprocessors, beside).into();
+        let activations = if groups == 0 { TILE_K } else { 2 * TILE_K };
+        let cost = TileCost { bytes: tile, activations, instructions: 0 };
+        let spreads = Spread::best(row_tiles, k_tiles, cost, device.about().multiprocessors, beside).into();
         let weight = DeviceWeight {
             format,
             n,
@@ -246,25 +252,17 @@ impl DeviceWeight {
             to_rows,
             middle,
         };
-        if geometry.groups == 0 {
-            if k > MOST_SUMMED {
-                let expected = format!("up to {MOST_SUMMED}: longer sums of bytes may overflow");
-                return Err(DeviceError::Shape { what: "the number of input channels", found: k, expected });
-            }
-            let scales: Vec<u8> = stored.scales.to_f32().iter().flat_map(|scale| scale.to_le_bytes()).collect();
-            let memory = device.memory(scales.len())?;
-            stream.write(&memory, &scales)?;
-            stream.write(&weight.tiles, &Tiles::new(format, stored, gated)?.bytes)?;
-            return Ok(DeviceWeight { scales: Some(memory), ..weight });
-        }
-
         let placed = |bytes: &[u8]| {
             let memory = device.memory(bytes.len())?;
             stream.write(&memory, bytes)?;
             Ok::<_, DeviceError>(memory)
         };
         let codes = placed(stored.b)?;
-        let (scale_type, scale_bytes) = stored.scales.to_bytes();
+        let of_channels = weight.groups == 0;
+        let (scale_type, scale_bytes) = match of_channels {
+            true => (FloatType::F32, stored.scales.to_f32().iter().flat_map(|scale| scale.to_le_bytes()).collect()),
+            false => stored.scales.to_bytes(),
+        };
         let scales = placed(&scale_bytes)?;
         let zero_points = stored.zero_points.map(placed).transpose()?;
         let groups = k.div_ceil(group);
@@ -288,8 +286,8 @@ impl DeviceWeight {
             gated: i32::from(gated),
         };
         let repack = device.kernel(layout.unit, &format!("{}_repack", format.name))?;
-        // A word for each thread and bit of a code.
-        let shared = (tile - 4 * TILE_CHANNELS * weight.groups) as u32;
+        // A word for each thread and bit of a code, where it has groups.
+        let shared = if of_channels { 0 } else { (tile - 4 * TILE_CHANNELS * weight.groups) as u32 };
         let grid = Grid { blocks: [k_tiles as u32, row_tiles as u32], threads: 128, shared };
         let uses = [Some(&codes), Some(&scales), zero_points.as_ref(), Some(&weight.tiles)];
         let uses: Vec<&Memory> = uses.into_iter().flatten().collect();
@@ -301,7 +299,7 @@ impl DeviceWeight {
         }
         // Products read the tiles before they wait for what is ahead of them.
         stream.synchronize()?;
-        Ok(weight)
+        Ok(DeviceWeight { scales: of_channels.then_some(scales), ..weight })
     }
 
     /// The same weight elsewhere in the device's memory, as benches need it.
@@ -384,10 +382,16 @@ impl DeviceWeight {
         if rows == 0 {
             return Ok(());
         }
-        let spread = spread.unwrap_or_else(|| self.spread(rows));
         self.check(stream, product)?;
-        self.check_spread(stream, spread, workspace)?;
-        for (slice, middle) in self.slices(rows, product.spread) {
+        let spread_of = |slice: &Range<usize>| spread.unwrap_or_else(|| self.spread(slice.len()));
+        for (slice, middle) in self.slices(rows, spread) {
+            let (partial, arrived) = match middle {
+                true => self.middle_workspace(),
+                false => self.workspace(self.checked(spread_of(&slice))?),
+            };
+            workspace.check(stream, partial, arrived)?;
+        }
+        for (slice, middle) in self.slices(rows, spread) {
             let behind = |memory: &Memory, bytes: usize| memory.part(slice.start * bytes..memory.bytes());
             let (rows_of_x, number, scales) = x.parts();
             let own_x = behind(rows_of_x.memory, number * rows_of_x.stride)?;
@@ -407,7 +411,7 @@ impl DeviceWeight {
             };
             match middle {
                 true => self.product_of_some(stream, &some, workspace)?,
-                false => self.few(stream, &some, spread, workspace)?,
+                false => self.few(stream, &some, spread_of(&slice), workspace)?,
             }
         }
         Ok(())
@@ -529,8 +533,8 @@ impl DeviceWeight {
         self.k_tiles
     }
 
-    /// `Ok` if the product is dealt out in a way that there is, and the workspace is large enough.
-    fn check_spread(&self, stream: &Stream, spread: Spread, workspace: &Workspace) -> Result<(), DeviceError> {
+    /// The spread, if there is such a one.
+    fn checked(&self, spread: Spread) -> Result<Spread, DeviceError> {
         if !matches!(spread.together, 1 | 2 | 4 | 8) {
             let expected = "1, 2, 4 or 8".to_owned();
             return Err(DeviceError::Shape { what: "rows of tiles of a band", found: spread.together, expected });
@@ -540,8 +544,7 @@ impl DeviceWeight {
             let expected = format!("1 to {units}");
             return Err(DeviceError::Shape { what: "the number of blocks", found: spread.blocks, expected });
         }
-        let (partial, arrived) = self.workspace(spread);
-        workspace.check(stream, partial, arrived)
+        Ok(spread)
     }
 
     /// `Ok` if a kernel may trust the arguments.

@@ -25,7 +25,7 @@ impl Workspace {
         let device: &Arc<Device> = stream.device();
         let sizes = weights.iter().flat_map(|weight| {
             let spreads = (1..=ROWS_AT_ONCE).map(|rows| spread.unwrap_or_else(|| weight.spread(rows)));
-            let many = if spread.is_none() { weight.middle_workspace(device) } else { (0, 0) };
+            let many = if spread.is_none() { weight.middle_workspace() } else { (0, 0) };
             spreads.map(|spread| weight.workspace(spread)).chain([many])
         });
         let (partial, arrived) = sizes.fold((0, 0), |most, size| (most.0.max(size.0), most.1.max(size.1)));

@@ -28,7 +28,7 @@ pub fn devices(common: &Common) -> Result<(), Error> {
     };
     if common.json {
         let devices = found.iter().map(|seen| {
-            let About { ordinal, name, capability, multiprocessors, memory, cache, driver } = &seen.about;
+            let About { ordinal, name, capability, multiprocessors, memory, cache, shared, driver } = &seen.about;
             let units: serde_json::Map<_, _> = seen
                 .units
                 .iter()
@@ -47,6 +47,7 @@ pub fn devices(common: &Common) -> Result<(), Error> {
                 "multiprocessors": multiprocessors,
                 "memory": memory,
                 "cache": cache,
+                "shared_memory_of_a_block": shared,
                 "driver": format!("{}.{}", driver.0, driver.1),
                 "kernels": units,
             })
@@ -66,7 +67,7 @@ fn see(ordinal: usize) -> Result<Seen, Error> {
 }
 
 fn told(seen: &Seen) -> String {
-    let About { ordinal, name, capability, multiprocessors, memory, cache, driver } = &seen.about;
+    let About { ordinal, name, capability, multiprocessors, memory, cache, driver, .. } = &seen.about;
     let mut lines = vec![format!(
         "cuda:{ordinal}  {name}, sm_{}{}, {multiprocessors} multiprocessors, {:.1} GiB, {} MiB of cache, driver for CUDA {}.{}",
         capability.0,

@@ -57,12 +57,14 @@ pub struct About {
     pub name: String,
     /// Compute capability: (9, 0) is sm_90.
     pub capability: (u32, u32),
-    /// Streaming multiprocessors.
+    /// Streaming multiprocessors, as far as products are dealt to them.
     pub multiprocessors: usize,
     /// Bytes of memory.
     pub memory: usize,
     /// Bytes of the second-level cache.
     pub cache: usize,
+    /// The most bytes of shared memory that a block may ask for.
+    pub shared: usize,
     /// The version of CUDA that the driver brings.
     pub driver: (u32, u32),
 }
@@ -136,6 +138,15 @@ impl Device {
     ///
     /// If there is no driver, it is too old, or there is no such device.
     pub fn open(ordinal: usize) -> Result<Arc<Device>, DeviceError> {
+        Device::open_for(ordinal, usize::MAX)
+    }
+
+    /// The same, with products dealt to so many multiprocessors at most, as where others use the device, too.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Device::open`].
+    pub fn open_for(ordinal: usize, multiprocessors: usize) -> Result<Arc<Device>, DeviceError> {
         let version = match driver() {
             Err(DeviceError::NoDevice { .. }) => return Err(DeviceError::NoDevice { ordinal, count: 0 }),
             other => other?,
@@ -153,9 +164,10 @@ impl Device {
             ordinal,
             name: context.name().map_err(refused("name a device"))?,
             capability: (capability.0 as u32, capability.1 as u32),
-            multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?.min(multiprocessors),
             memory: context.total_mem().map_err(refused("describe a device"))?,
             cache: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
+            shared: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
             driver: version,
         };
         Ok(Arc::new(Device { context, about, modules: Mutex::default() }))

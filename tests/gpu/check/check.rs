@@ -180,6 +180,11 @@ fn large_shapes() -> Vec<Shape> {
     for rows in [33, 64] {
         shapes.extend([(3584, 18944), (8192, 8192), (128, 76_800)].map(|size| shape(size, rows)));
         shapes.push(Shape { gated: true, bias: true, ..shape((3584, 37888), rows) });
+        for (bits, element) in
+            [(2, Element::F16), (2, Element::Bf16), (3, Element::Bf16), (4, Element::F16), (4, Element::Bf16)]
+        {
+            shapes.push(Shape { bits, element, residual: true, ..shape((3584, 18944), rows) });
+        }
     }
     for (together, blocks) in [(2, 264), (4, 100), (8, 263)] {
         shapes.push(Shape { together, blocks, ..shape((8192, 8192), 16) });

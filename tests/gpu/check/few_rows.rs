@@ -240,12 +240,12 @@ pub(crate) fn shapes() -> Vec<Shape> {
                 shapes.extend([shape, Shape { n: 300, k: 129, single: false, residual: true, bias: true, ..shape }]);
             }
         }
-        for (n, k, rows) in [(32, 1, 64), (33, 1300, 41), (600, 128, 97), (70, 77, 144)] {
+        for (n, k, rows) in [(32, 1, 64), (33, 1300, 41), (600, 400, 97), (70, 77, 144)] {
             let shape = Shape { blocks: 0, n, k, rows, bias: true, residual: true, ..plain };
             shapes.extend([shape, Shape { n: n / 2 * 2, gated: true, single: false, ..shape }]);
         }
         // More rows than a kernel takes at once.
-        for (rows, together, blocks) in [(17, 1, 0), (40, 2, 1), (33, 1, 5)] {
+        for (rows, together, blocks) in [(17, 1, 2), (40, 2, 1), (33, 1, 5)] {
             shapes.push(Shape {
                 rows,
                 together,

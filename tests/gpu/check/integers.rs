@@ -7,7 +7,7 @@ use crate::support::{Random, codes_of};
 use mbqc_kernels::affine::Codes;
 use mbqc_kernels::cuda::{
     Device, DeviceError, DeviceProduct, DeviceRows, DeviceTokens, DeviceWeight, Element, Prefill, Spread, Stream,
-    TileCodes, Workspace,
+    TileCodes, Tiles, Workspace,
 };
 use mbqc_kernels::{FORMATS, Format, Scheme};
 use std::sync::Arc;
@@ -59,8 +59,9 @@ fn shapes(format: &'static Format) -> Vec<Shape> {
             shapes.extend([gated, Shape { single: false, residual: true, ..gated }]);
         }
         // The kernel for up to 64 rows: tails of everything, more rows than it takes at once, what is left for other kernels; tiles along
-        // k that are fewer than its stages, and more.
-        for (rows, n, k) in [(17, 32, 1), (32, 300, 129), (33, 80, 300), (64, 264, 640), (77, 33, 1300), (144, 70, 77)]
+        // k that are fewer than its stages, and more; bands of four rows of tiles, and of eight.
+        for (rows, n, k) in
+            [(17, 32, 1), (32, 300, 129), (33, 80, 300), (64, 600, 400), (50, 264, 640), (77, 33, 1300), (144, 70, 77)]
         {
             let shape = Shape { rows, n, k, spread: None, ..plain };
             let gated = Shape { n: n / 2 * 2, gated: true, ..shape };
@@ -75,14 +76,43 @@ fn large_shapes(format: &'static Format) -> Vec<Shape> {
     let spread = Some(Spread { together: 8, blocks: 264 });
     let shapes = Element::ALL.into_iter().flat_map(|element| {
         let large = Shape { n: 20000, k: 3584, rows: 33, spread, ..plain(format, element) };
-        [large, Shape { gated: true, single: false, spread: None, ..large }]
+        let middle = Shape { spread: None, rows: 64, single: false, residual: true, ..large };
+        [large, Shape { gated: true, single: false, ..large }, middle, Shape { gated: true, rows: 90, ..middle }]
     });
     shapes.collect()
 }
 
 /// The number of faults.
 pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receipts) -> Result<usize, DeviceError> {
-    judged_all(device, options, receipts, shapes)
+    let count = tiles_are_those_of_the_host(device, receipts)?;
+    Ok(count + judged_all(device, options, receipts, shapes)?)
+}
+
+/// Formats whose products are of integers.
+fn formats() -> impl Iterator<Item = &'static Format> {
+    FORMATS.iter().copied().filter(|format| format.scheme == Scheme::WeightActivation && format.tiles.is_some())
+}
+
+/// Weights that the device arranges lie as those that the host does: gates, tails.
+fn tiles_are_those_of_the_host(device: &Arc<Device>, receipts: &mut Receipts) -> Result<usize, DeviceError> {
+    let (stream, mut count) = (device.stream()?, 0);
+    for format in formats() {
+        for (n, k, gated) in [(33, 300, false), (62, 129, true), (96, 1024, true), (40, 1, false)] {
+            let packed = (format.pack)(&codes_of(format, n, k, k, 3));
+            let stored = packed.stored(k, k);
+            let weight = DeviceWeight::load(&stream, format, &stored, gated)?;
+            let mut bytes = vec![0; weight.bytes()];
+            stream.read(weight.tiles(), &mut bytes)?;
+            if bytes != Tiles::new(format, &stored, gated)?.bytes {
+                let fault = format!("{n} x {k}, gated {gated}: the device arranges tiles otherwise than the host");
+                println!("WRONG: {}: {fault}", format.name);
+                receipts.fault(Some(format.name), &fault);
+                count += 1;
+            }
+            receipts.checked(format.name, &format!("{}_repack", format.name), true, 0.0, 1);
+        }
+    }
+    Ok(count)
 }
 
 /// The same of what takes long.
@@ -98,7 +128,7 @@ fn judged_all(
 ) -> Result<usize, DeviceError> {
     let (stream, runs) = (device.stream()?, options.runs);
     let mut count = 0;
-    for format in FORMATS.iter().filter(|format| format.scheme == Scheme::WeightActivation && format.tiles.is_some()) {
+    for format in formats() {
         let shapes = shapes(format);
         for shape in &shapes {
             let fault = match judged(&stream, shape, options) {

@@ -98,7 +98,9 @@ fn main() -> ExitCode {
 fn work(options: &Options) -> Result<usize, String> {
     let text = |error: DeviceError| error.to_string();
     let begin = Instant::now();
-    let device = Device::open(options.device).map_err(text)?;
+    // As many multiprocessors as the emulated device has, so that blocks have several tiles, and of several bands, with little to do.
+    let multiprocessors = if options.small { 3 } else { usize::MAX };
+    let device = Device::open_for(options.device, multiprocessors).map_err(text)?;
     println!("{:?}", device.about());
     let mut receipts = receipt::Receipts::new(&device, options.out.clone());
     let mut faults = 0;

@@ -119,6 +119,7 @@ static void meet(Meeting& meeting, const void* place, const std::function<void()
 static void run_fiber() {
     body();
     if (!fibers[current].waited) fail("a thread ends without having waited for the kernels before");
+    if (!fibers[current].copies.empty()) fail("a thread ends while copies to shared memory are on their way");
     fibers[current].done = true;
     for (;;) give_way();
 }

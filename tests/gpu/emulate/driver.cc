@@ -70,6 +70,9 @@ size_t size_of(const char* image) {
 
 std::map<const Entry*, int> shared_allowed;
 
+// Bytes that a block may ask for: of an H200.
+int most_shared() { return (int)setting("FAKE_CUDA_SHARED", 227 << 10); }
+
 }  // namespace
 
 API cuDriverGetVersion(int* version) { return *version = (int)setting("FAKE_CUDA_VERSION", 13000), SUCCESS; }
@@ -85,6 +88,7 @@ API cuDeviceGetAttribute(int* value, int attribute, int) {
         case 38: *value = (int)setting("FAKE_CUDA_CACHE", 1 << 20); break;  // bytes of the second level
         case 75: *value = capability / 10; break;
         case 76: *value = capability % 10; break;
+        case 97: *value = most_shared(); break;
         default: *value = 0;
     }
     return SUCCESS;
@@ -194,18 +198,18 @@ API cuModuleGetFunction(const Entry** function, Module* module, const char* name
 }
 // The only one there is: the most dynamic shared memory that a kernel may be launched with, where it is more than 48 KiB.
 API cuFuncSetAttribute(const Entry* entry, int attribute, int value) {
-    if (attribute != 8 || value < 0 || value > 99 << 10) return INVALID_VALUE;
+    if (attribute != 8 || value < 0 || value > most_shared()) return INVALID_VALUE;
     return shared_allowed[entry] = value, SUCCESS;
 }
 API cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const Entry* entry, int threads, size_t shared, unsigned) {
-    if (threads != entry->threads || (int)shared != entry->shared) return INVALID_VALUE;
+    if (threads != entry->threads || (int)shared != entry->shared(nullptr)) return INVALID_VALUE;
     return *blocks = entry->blocks, SUCCESS;
 }
 API cuLaunchKernelEx(const Config* config, const Entry* entry, void** parameters, void**) {
     Config copy = *config;
     static u64 seed;
-    if ((int)copy.block[0] != entry->threads || copy.block[1] != 1 || copy.grid[2] != 1 || (int)copy.shared != entry->shared)
-        return INVALID_VALUE;
+    if ((int)copy.block[0] != entry->threads || copy.block[1] != 1 || copy.grid[2] != 1) return INVALID_VALUE;
+    if ((int)copy.shared != entry->shared(parameters[0])) return INVALID_VALUE;
     if (copy.shared > 48 << 10 && (int)copy.shared > shared_allowed[entry]) return INVALID_VALUE;
     auto arguments = std::make_shared<std::vector<char>>((char*)parameters[0], (char*)parameters[0] + entry->bytes);
     put(config->stream, [=] {

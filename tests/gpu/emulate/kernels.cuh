@@ -13,7 +13,7 @@ struct Entry {
     void (*run)(const void* arguments);
     size_t bytes;  // of the arguments
     int threads;
-    int shared;  // bytes of dynamic shared memory
+    int (*shared)(const void* arguments);  // bytes of dynamic shared memory
     int blocks;  // that a multiprocessor runs side by side
 };
 
@@ -22,7 +22,19 @@ static void run_kernel(const void* arguments) {
     KERNEL_OF(*(const Arguments*)arguments);
 }
 
-#define ENTRY(name, Arguments, threads, shared) {#name, run_kernel<const Arguments, name>, sizeof(Arguments), threads, shared, name##_blocks}
+template <int BYTES>
+static int always(const void*) {
+    return BYTES;
+}
+
+// Of arguments that begin as all that are dealt out do.
+template <class Kind>
+static int of_middle(const void* arguments) {
+    return middle_shared<Kind>(((const Small*)arguments)->together_log);
+}
+
+#define ENTRY_WITH(name, Arguments, threads, shared) {#name, run_kernel<const Arguments, name>, sizeof(Arguments), threads, shared, name##_blocks}
+#define ENTRY(name, Arguments, threads, shared) ENTRY_WITH(name, Arguments, threads, (always<shared>))
 #define ROWS_ENTRY(name, type, rows, group) ENTRY(name##_##type##_##rows##_g##group, Small, 256, small_shared<rows / 8>())
 #define GROUPS(name, type, rows) \
     ROWS_ENTRY(name, type, rows, 128), ROWS_ENTRY(name, type, rows, 64), ROWS_ENTRY(name, type, rows, 32)
@@ -30,10 +42,10 @@ static void run_kernel(const void* arguments) {
 #define BYTES_ENTRIES(name, Weight)                      \
     ENTRY(name##_8, Integer, 256, small_shared<1>()),    \
     ENTRY(name##_16, Integer, 256, small_shared<2>()),   \
-    ENTRY(name##_64, Integer, 256, middle_shared<Integers<Weight>>())
+    ENTRY_WITH(name##_64, Integer, 256, of_middle<Integers<Weight>>)
 #define DEQUANTIZE_ENTRIES(name) \
     ENTRY(name##_dequantize_f16, Dequantize, 128, 0), ENTRY(name##_dequantize_bf16, Dequantize, 128, 0)
-#define MIDDLE_ENTRY(name, type, T, Weight) ENTRY(name##_##type##_64, Middle, 256, (middle_shared<Grouped<T, Weight<T>>>()))
+#define MIDDLE_ENTRY(name, type, T, Weight) ENTRY_WITH(name##_##type##_64, Middle, 256, (of_middle<Grouped<T, Weight<T>>>))
 #define MIDDLE_ENTRIES(name, Weight) MIDDLE_ENTRY(name, f16, F16, Weight), MIDDLE_ENTRY(name, bf16, BF16, Weight)
 static const Entry KERNELS[] = {
     ENTRIES(w2a16),
@@ -54,6 +66,8 @@ static const Entry KERNELS[] = {
     ENTRY(finish_bf16, Finish, 256, 0),
     ENTRY(finish_integers, FinishIntegers, 256, 0),
     ENTRY(w4a8_codes, Dequantize, 128, 0),
+    ENTRY(w4a8_repack, Repack, 128, 0),
+    ENTRY(w8a8_repack, Repack, 128, 0),
     ENTRY(norm_f16, Norm, 256, 64),
     ENTRY(norm_bf16, Norm, 256, 64),
 };
