@@ -31,7 +31,7 @@ struct MiddleArguments {
 #[derive(Clone, Debug)]
 pub(super) struct Middle {
     kernels: [Kernel; 2],
-    spread: Spread,
+    pub(super) spread: Spread,
     /// Bytes of shared memory.
     shared: usize,
 }

@@ -22,10 +22,9 @@ pub(super) static UNIT: Unit = Unit { name: "finish", source: include_str!("fini
 const SLAB: usize = 160 << 20;
 
 /// Token rows from which on cuBLASLt is thought to be faster, numbers and all, than as many passes of the kernel for 64: by what is
-/// predicted of 3584 x 18944 on an H200, as in README's table: after three passes of `w3`, two of `w4a8`; with rows of bytes, as soon as
-/// it surely takes them. No device was asked: `gpu_check --only bench` tells all times.
-const MANY_ROWS: usize = 193;
-const MANY_ROWS_OF_NIBBLES: usize = 129;
+/// predicted of 3584 x 18944 on an H200, as in README's table, after two passes of `w3` and of `w4a8`; with rows of bytes, as soon as it
+/// surely takes them. No device was asked: `gpu_check --only bench` tells all times.
+const MANY_ROWS: usize = 129;
 const MANY_ROWS_AS_THEY_ARE: usize = 32;
 
 /// Token rows of a product: a grid has no more blocks in its second direction, of eight rows each.
@@ -132,8 +131,7 @@ impl DeviceWeight {
     /// Token rows from which on [`DeviceWeight::product_of_any`] takes cuBLASLt.
     pub fn many(&self) -> usize {
         match self.to_rows {
-            ToRows::Numbers(_) => MANY_ROWS,
-            ToRows::Codes(_) => MANY_ROWS_OF_NIBBLES,
+            ToRows::Numbers(_) | ToRows::Codes(_) => MANY_ROWS,
             ToRows::AsTheyAre => MANY_ROWS_AS_THEY_ARE,
         }
     }

@@ -4,7 +4,7 @@
 #include "arch.cuh"
 
 // The arguments of a kernel, which is launched with a grid of (k_tiles, ceil(n / 32)) blocks of 128 threads and `repack_shared` bytes of
-// dynamic shared memory. Pointers are device memory; zero points were looked at, each is a code.
+// dynamic shared memory (none where there are no groups, nor scales and zero points here). Pointers are device memory; zero points were looked at, each is a code.
 struct Repack {
     const u8* codes;        // [n, groups, group * bits / 8]
     const void* scales;     // [n, groups], of `scale_type`

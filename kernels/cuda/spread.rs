@@ -97,7 +97,9 @@ impl Dealt {
         // What the last block of a band does is done by no other.
         let sums = 32 * together * rows;
         let asks = sums.div_ceil(4 * 32 * WARPS) * self.sharers.div_ceil(ASKED);
-        own + MEETING + (asks as f64 * ANSWER).max((4 * sums * self.sharers) as f64 / CACHE)
+        // As many times as token rows are finished one after another, 32 at a time.
+        let meetings = rows.div_ceil(32) as f64 * MEETING;
+        own + meetings + (asks as f64 * ANSWER).max((4 * sums * self.sharers) as f64 / CACHE)
     }
 }
 
@@ -119,7 +121,7 @@ impl Spread {
         found
     }
 
-    /// Of the [`candidates`](Spread::candidates) the one with the least estimated time for tiles of `tile` bytes; of equals the one with
+    /// Of the [`candidates`](Spread::candidates) the one with the least estimated time; of equals the one with
     /// fewest rows together, then with fewest blocks. For 1 to `beside.len()` token rows, with each of which a multiprocessor runs that
     /// many blocks side by side.
     pub fn best(
@@ -147,7 +149,7 @@ impl Spread {
         (1..).zip(beside).map(best).collect()
     }
 
-    /// Of those with one block for a multiprocessor and bands of `least_together` or more, the one with the least estimated time for that
+    /// Of those with a block for a multiprocessor at most, and bands of `least_together` or more, the one with the least estimated time for that
     /// many token rows, and the time.
     pub fn best_alone(
         row_tiles: usize,
@@ -159,7 +161,7 @@ impl Spread {
     ) -> (Spread, f64) {
         let candidates = Spread::candidates(row_tiles, k_tiles, multiprocessors.max(1)).into_iter();
         let dealt = candidates
-            .filter(|spread| spread.together >= least_together)
+            .filter(|spread| spread.together >= least_together && spread.blocks <= multiprocessors.max(1))
             .map(|spread| Dealt::new(spread, row_tiles, k_tiles, multiprocessors, 1));
         let times = dealt.map(|one| (one.spread, one.seconds(cost, rows)));
         times.min_by(|one, other| one.1.total_cmp(&other.1)).expect("a band may be of 8 rows of tiles")

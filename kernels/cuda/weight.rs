@@ -355,10 +355,10 @@ impl DeviceWeight {
         &self.tiles
     }
 
-    /// How a product with that many token rows (1 to [`ROWS_AT_ONCE`]; more are taken in such slices) is dealt to the device unless
-    /// it is told otherwise.
+    /// How a product with that many token rows is dealt to the device unless it is told otherwise; of more than [`ROWS_AT_ONCE`], the
+    /// slices of 64 or less are.
     pub fn spread(&self, rows: usize) -> Spread {
-        self.spreads[rows.clamp(1, ROWS_AT_ONCE) - 1]
+        self.spreads.get(rows.saturating_sub(1)).copied().unwrap_or(self.middle.spread)
     }
 
     /// What else might be tried.

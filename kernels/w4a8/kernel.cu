@@ -1,6 +1,6 @@
 // 4-bit weights, activations of 8 bits: four words hold 32 weights of a lane, signed nibbles, two registers to a word. A nibble in the
-// upper half of a byte is sixteen times the weight, a signed byte: so are all sums, and no bit of them is lost. The tiles are made
-// by `TileCodes::nibbles`.
+// upper half of a byte is sixteen times the weight, a signed byte: so are all sums, and no bit of them is lost. The tiles are those
+// of `TileCodes::nibbles`.
 #include "integer.cuh"
 
 struct W4Bytes : InTiles<4> {

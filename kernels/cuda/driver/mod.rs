@@ -57,7 +57,7 @@ pub struct About {
     pub name: String,
     /// Compute capability: (9, 0) is sm_90.
     pub capability: (u32, u32),
-    /// Streaming multiprocessors, as far as products are dealt to them.
+    /// Streaming multiprocessors, as far as products are planned for them.
     pub multiprocessors: usize,
     /// Bytes of memory.
     pub memory: usize,
@@ -141,7 +141,8 @@ impl Device {
         Device::open_for(ordinal, usize::MAX)
     }
 
-    /// The same, with products dealt to so many multiprocessors at most, as where others use the device, too.
+    /// The same, with products dealt out as if it had no more than so many multiprocessors (1 or more), as where others use the device,
+    /// too. Nothing keeps them from running on others.
     ///
     /// # Errors
     ///
@@ -164,7 +165,8 @@ impl Device {
             ordinal,
             name: context.name().map_err(refused("name a device"))?,
             capability: (capability.0 as u32, capability.1 as u32),
-            multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?.min(multiprocessors),
+            multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?
+                .min(multiprocessors.max(1)),
             memory: context.total_mem().map_err(refused("describe a device"))?,
             cache: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
             shared: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,

@@ -233,14 +233,16 @@ pub(crate) fn shapes() -> Vec<Shape> {
         for (k, blocks) in [(128, 1), (3584, 1), (3584, 28), (8192, 2), (384, 3)] {
             shapes.push(Shape { k, blocks, rows: 2, residual: true, ..plain });
         }
-        // The kernel for up to 64 rows, where there are more than 16 and no spread is given: every group; tails of everything; what is left for other kernels.
+        // The kernel for up to 64 rows, where there are more than 16 and no spread is given: every group; tails of everything; several
+        // bands for a block, several blocks for a band; what is left for other kernels.
         for bits in [2, 3, 4] {
-            for (group, rows) in [(32, 36), (64, 40), (128, 64), (256, 17)] {
-                let shape = Shape { bits, group, rows, blocks: 0, n: 80, k: 300, ..plain };
+            for (group, rows, n, k) in [(32, 36, 80, 300), (64, 40, 800, 520), (128, 64, 33, 2600), (256, 17, 80, 300)]
+            {
+                let shape = Shape { bits, group, rows, blocks: 0, n, k, ..plain };
                 shapes.extend([shape, Shape { n: 300, k: 129, single: false, residual: true, bias: true, ..shape }]);
             }
         }
-        for (n, k, rows) in [(32, 1, 64), (33, 1300, 41), (600, 400, 97), (70, 77, 144)] {
+        for (n, k, rows) in [(32, 1, 64), (33, 1300, 41), (600, 128, 97), (70, 77, 144)] {
             let shape = Shape { blocks: 0, n, k, rows, bias: true, residual: true, ..plain };
             shapes.extend([shape, Shape { n: n / 2 * 2, gated: true, single: false, ..shape }]);
         }

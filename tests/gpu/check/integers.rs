@@ -61,7 +61,7 @@ fn shapes(format: &'static Format) -> Vec<Shape> {
         // The kernel for up to 64 rows: tails of everything, more rows than it takes at once, what is left for other kernels; tiles along
         // k that are fewer than its stages, and more; bands of four rows of tiles, and of eight.
         for (rows, n, k) in
-            [(17, 32, 1), (32, 300, 129), (33, 80, 300), (64, 600, 400), (50, 264, 640), (77, 33, 1300), (144, 70, 77)]
+            [(17, 32, 1), (32, 300, 129), (33, 80, 300), (50, 1060, 400), (64, 33, 2600), (77, 33, 1300), (144, 70, 77)]
         {
             let shape = Shape { rows, n, k, spread: None, ..plain };
             let gated = Shape { n: n / 2 * 2, gated: true, ..shape };
@@ -131,7 +131,7 @@ fn judged_all(
     for format in formats() {
         let shapes = shapes(format);
         for shape in &shapes {
-            let fault = match judged(&stream, shape, options) {
+            let fault = match judged(&stream, shape, options, receipts) {
                 Ok(Ok(by_blas)) => {
                     if by_blas {
                         if !are_rows(format) {
@@ -165,11 +165,19 @@ fn judged_all(
 }
 
 /// What is wrong, or whether cuBLASLt was there to multiply too.
-fn judged(stream: &Stream, shape: &Shape, options: &Options) -> Result<Result<bool, String>, DeviceError> {
+fn judged(
+    stream: &Stream,
+    shape: &Shape,
+    options: &Options,
+    receipts: &mut Receipts,
+) -> Result<Result<bool, String>, DeviceError> {
     let &Shape { format, element, n, k, rows, spread, gated, residual, single } = shape;
     let weight_codes = codes_of(format, n, k, k, (n + k) as u64);
     let packed = (format.pack)(&weight_codes);
     let weight = DeviceWeight::load(stream, format, &packed.stored(k, k), gated)?;
+    if rows > 16 && spread.is_none() {
+        receipts.dealt(&weight, n);
+    }
     let outputs = weight.outputs();
     let (stride, y_stride) = (k.next_multiple_of(16) + 16, outputs + GAP);
 

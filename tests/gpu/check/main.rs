@@ -132,6 +132,12 @@ fn work(options: &Options) -> Result<usize, String> {
             println!("{name}: {:.1} s", start.elapsed().as_secs_f64());
             receipts.write()?;
         }
+        for unit in receipts.unmet() {
+            let fault = format!("{unit}: with 64 rows, blocks never shared a band, or never had several");
+            println!("WRONG: {fault}");
+            receipts.fault(Some(&unit), &fault);
+            faults += 1;
+        }
         if !options.small && options.runs >= ENOUGH_RUNS {
             receipts.complete();
         }

@@ -1,6 +1,7 @@
 //! Receipts: what a device did with the kernels of a unit, valid for the sources with this hash alone.
 
-use mbqc_kernels::cuda::{Device, source_hash};
+use mbqc_kernels::FORMATS;
+use mbqc_kernels::cuda::{Device, DeviceWeight, Spread, TILE_CHANNELS, TILE_K, source_hash};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -28,13 +29,22 @@ pub(crate) struct Receipts {
     units: BTreeMap<String, Unit>,
     /// With the unit that they say something of; of all of them otherwise.
     faults: Vec<(Option<String>, String)>,
+    /// By unit, whether blocks of the kernel for 64 rows shared a band, and whether one had several.
+    met: BTreeMap<String, [bool; 2]>,
     /// All cases of all parts have had their say, large ones too, and often enough.
     complete: bool,
 }
 
 impl Receipts {
     pub(crate) fn new(device: &Arc<Device>, out: Option<PathBuf>) -> Receipts {
-        Receipts { device: device.clone(), out, units: BTreeMap::new(), faults: Vec::new(), complete: false }
+        Receipts {
+            device: device.clone(),
+            out,
+            units: BTreeMap::new(),
+            faults: Vec::new(),
+            met: BTreeMap::new(),
+            complete: false,
+        }
     }
 
     /// A case was run that often, with this error.
@@ -50,6 +60,22 @@ impl Receipts {
     /// Something is wrong with a unit; if none is named, no receipt of this run is without it.
     pub(crate) fn fault(&mut self, unit: Option<&str>, fault: &str) {
         self.faults.push((unit.map(str::to_owned), fault.to_owned()));
+    }
+
+    /// How a product by the kernel for 64 rows was dealt out.
+    pub(crate) fn dealt(&mut self, weight: &DeviceWeight, n: usize) {
+        let Spread { together, blocks } = weight.spread(64);
+        let (bands, k_tiles) = (n.div_ceil(TILE_CHANNELS).div_ceil(together), weight.k().div_ceil(TILE_K));
+        let units = bands * k_tiles;
+        let own = [!units.is_multiple_of(blocks) || !(units / blocks).is_multiple_of(k_tiles), blocks < bands];
+        let met = self.met.entry(weight.format().name.to_owned()).or_default();
+        met.iter_mut().zip(own).for_each(|(met, own)| *met |= own);
+    }
+
+    /// The units whose checks have met neither way, or only one.
+    pub(crate) fn unmet(&self) -> Vec<String> {
+        let formats = FORMATS.iter().filter(|format| format.tiles.is_some());
+        formats.map(|format| format.name.to_owned()).filter(|name| self.met.get(name) != Some(&[true; 2])).collect()
     }
 
     /// Nothing is left to check.

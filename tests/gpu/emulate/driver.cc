@@ -3,7 +3,7 @@
 // too early is seen by the address sanitizer. Everything it runs is EMULATED.
 //
 // The environment says what device it plays: FAKE_CUDA_VERSION (13000), FAKE_CUDA_DEVICES (1), FAKE_CUDA_CAPABILITY (90),
-// FAKE_CUDA_MEMORY and FAKE_CUDA_CACHE (bytes), FAKE_CUDA_REFUSES (an image is refused whose first bytes are these: ELF or PTX).
+// FAKE_CUDA_MEMORY, FAKE_CUDA_CACHE and FAKE_CUDA_SHARED (bytes), FAKE_CUDA_REFUSES (an image is refused whose first bytes are these: ELF or PTX).
 #include "kernels.cuh"
 
 #define API extern "C" __attribute__((visibility("default"))) int
@@ -70,8 +70,8 @@ size_t size_of(const char* image) {
 
 std::map<const Entry*, int> shared_allowed;
 
-// Bytes that a block may ask for: of an H200.
-int most_shared() { return (int)setting("FAKE_CUDA_SHARED", 227 << 10); }
+// Bytes that a block may ask for: as of sm_89, so that bands are of four rows of tiles for some formats, and of eight for w4.
+int most_shared() { return (int)setting("FAKE_CUDA_SHARED", 99 << 10); }
 
 }  // namespace
 
