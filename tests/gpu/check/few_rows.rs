@@ -236,8 +236,8 @@ pub(crate) fn shapes() -> Vec<Shape> {
         // The kernel for up to 64 rows, where there are more than 16 and no spread is given: every group; tails of everything; several
         // bands for a block, several blocks for a band; what is left for other kernels.
         for bits in [2, 3, 4] {
-            for (group, rows, n, k) in [(32, 36, 80, 300), (64, 40, 800, 520), (128, 64, 33, 2600), (256, 17, 80, 300)]
-            {
+            let (n, k) = if element == Element::F16 { (800, 520) } else { (80, 300) };
+            for (group, rows, n, k) in [(32, 36, 80, 300), (64, 40, n, k), (128, 64, 33, 2600), (256, 17, 80, 300)] {
                 let shape = Shape { bits, group, rows, blocks: 0, n, k, ..plain };
                 shapes.extend([shape, Shape { n: 300, k: 129, single: false, residual: true, bias: true, ..shape }]);
             }
