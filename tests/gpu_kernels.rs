@@ -189,10 +189,10 @@ const MANY: [(&str, usize, usize, &str); 3] =
 const MEMORY: f64 = 4.3e12;
 const OPERATIONS: f64 = 0.79e15;
 const NEXT: f64 = 1e-6;
+const SUMS: f64 = 167.8e6;
 
 /// What a product takes before and after its loop, as in [`H200`], but for what spreads are judged by.
 const LAUNCH: f64 = 1.25e-6;
-const SUMS: f64 = 167.8e6;
 
 /// Predicted and measured times of products with many rows: the better of our kernel for 64 and of cuBLASLt, which may take
 /// numbers made of the weight, and leave sums of integers to a kernel of ours.

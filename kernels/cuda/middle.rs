@@ -5,7 +5,7 @@
 use super::driver::{Device, Grid, Kernel, Memory, Stream};
 use super::error::DeviceError;
 use super::images::Unit;
-use super::spread::{Spread, TileCost};
+use super::spread::{Spread, TileCost, WARPS};
 use super::tiles::{Geometry, TILE_CHANNELS, TILE_K};
 use super::weight::{Arguments, DeviceProduct, DeviceWeight, Element};
 use super::workspace::Workspace;
@@ -13,9 +13,6 @@ use crate::error::length;
 
 /// Token rows that the kernel takes at once.
 pub(super) const MIDDLE_ROWS: usize = 64;
-
-/// Warps of a block.
-const WARPS: usize = 8;
 
 /// Token rows that are finished at once.
 const FINISHED: usize = 32;
@@ -46,7 +43,8 @@ impl Middle {
         codes: usize,
     ) -> Result<Middle, DeviceError> {
         let &Geometry { row_tiles, k_tiles, groups, .. } = geometry;
-        // As `Grouped` in `middle.cuh` and `Integers` in `integer.cuh` have it; and instructions of a tile (`tests/gpu/costs.json`).
+        // As `Grouped` in `middle.cuh` and `Integers` in `integer.cuh` have it; and what a tile costs in instructions, about,
+        // of w8a8 and of w3 (`tests/gpu/costs.json`).
         let (activations, tile, stages, instructions) = match groups {
             0 => (TILE_K, codes, if codes < 4096 { 3 } else { 2 }, 400),
             _ => (2 * TILE_K, codes + 4 * 128, 2, 1050),

@@ -25,7 +25,7 @@ pub struct TileCost {
 }
 
 /// Warps of a block.
-const WARPS: usize = 8;
+pub(super) const WARPS: usize = 8;
 
 /// Instructions that a multiprocessor of an H200 issues in a second: four at a time.
 const ISSUED: f64 = 4.0 * 1.755e9;

@@ -9,7 +9,7 @@ use super::error::DeviceError;
 use super::middle::{MIDDLE_ROWS, Middle};
 use super::norm::DeviceTokens;
 use super::rows::ToRows;
-use super::spread::{Spread, TileCost};
+use super::spread::{Spread, TileCost, WARPS};
 use super::tiles::{Geometry, TILE_CHANNELS, TILE_K};
 use super::workspace::Workspace;
 use crate::dense::convert::FloatType;
@@ -19,9 +19,8 @@ use crate::format::{Format, Stored};
 /// Token rows that the kernels take at once that a [`Spread`] deals out.
 pub const ROWS_AT_ONCE: usize = 16;
 
-/// Threads of a block: 8 warps.
-const THREADS: u32 = 256;
-const WARPS: usize = 8;
+/// Threads of a block.
+const THREADS: u32 = 32 * WARPS as u32;
 
 /// What a token row is carried in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -308,11 +308,11 @@ pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receip
     Ok(())
 }
 
-/// Products with more rows than a kernel takes at once: by our kernels, in slices of 64 and, where they are few, of 16, by cuBLASLt from slabs of the
-/// weight, and cuBLASLt's in half precision, in turns and with weights that no cache holds.
+/// Products with more rows than a kernel takes at once: by our kernels, in slices of 64 and, where they are few, of 16, by cuBLASLt from
+/// slabs of the weight, and cuBLASLt's in half precision, in turns and with weights that no cache holds.
 pub(crate) fn many(device: &Arc<Device>, options: &Options, receipts: &mut Receipts) -> Result<(), DeviceError> {
     let mut stream = device.stream()?;
-    println!("\nmicroseconds for a product with many rows; over cuBLASLt's in f16: of the better");
+    println!("\nmicroseconds for a product with many rows; over cuBLASLt's in f16: of the best");
     println!(
         "| k x n | rows | format | by our kernels | 16 at a time | by cuBLASLt | in slabs of {} MB | TFLOP/s | cuBLASLt f16 | time over it |",
         SLAB >> 20
