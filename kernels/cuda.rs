@@ -29,6 +29,7 @@
 mod dense;
 mod driver;
 mod error;
+mod estimate;
 mod images;
 mod middle;
 mod norm;
@@ -37,22 +38,29 @@ mod rows;
 mod spread;
 mod tiles;
 mod weight;
+mod wide;
 mod workspace;
 
 pub use dense::{Dense, DenseProduct};
 pub use driver::{About, Device, Graph, Loaded, Mark, Memory, Stream};
 pub use error::DeviceError;
+pub use estimate::ManyRows;
 pub use images::{Unit, source_hash};
 pub use norm::{DeviceNorm, DeviceTokens, NormKind, Norms};
 pub use prefill::Prefill;
 pub use spread::{Spread, TileCost};
 pub use tiles::{Fragments, Order, Quarter, TILE_CHANNELS, TILE_K, TileCodes, Tiles};
 pub use weight::{DeviceInput, DeviceProduct, DeviceRows, DeviceWeight, Element, ROWS_AT_ONCE};
+pub use wide::{WIDE, Way};
 pub use workspace::Workspace;
 
 use crate::format::FORMATS;
 
 /// The sources of all kernels.
 pub fn units() -> impl Iterator<Item = &'static Unit> {
-    FORMATS.iter().filter_map(|format| format.tiles).map(|tiles| tiles.unit).chain([&norm::UNIT, &prefill::UNIT])
+    FORMATS
+        .iter()
+        .filter_map(|format| format.tiles)
+        .flat_map(|tiles| [tiles.unit, tiles.wide])
+        .chain([&norm::UNIT, &prefill::UNIT])
 }

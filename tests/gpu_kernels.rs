@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use mbqc_kernels::cuda::{Spread, TileCost, source_hash, units};
+use mbqc_kernels::cuda::{ManyRows, Spread, TileCost, source_hash, units};
 use serde_json::{Value, json};
 use support::{Outcome, python, tell};
 
@@ -183,32 +183,25 @@ fn table() -> Result<String, Box<dyn std::error::Error>> {
 const MANY: [(&str, usize, usize, &str); 3] =
     [("w3", 1536 + 128, 2, "w3a16_f16_64"), ("w4a8", 2048, 1, "w4a8_64"), ("w8a8", 4096, 1, "w8a8_64")];
 
-/// Of an H200: bytes per second of its memory, operations per second on half precision (on bytes: twice as many), seconds from one kernel
-/// to the next, bytes of sums that are finished at once. The first two are what others saw, in a copy and in a product of large
-/// matrices; the third is a guess.
-const MEMORY: f64 = 4.3e12;
-const OPERATIONS: f64 = 0.79e15;
-const NEXT: f64 = 1e-6;
-const SUMS: f64 = 167.8e6;
-
 /// What a product takes before and after its loop, as in [`H200`], but for what spreads are judged by.
 const LAUNCH: f64 = 1.25e-6;
 
-/// Predicted and measured times of products with many rows: the better of our kernel for 64 and of cuBLASLt, which may take
-/// numbers made of the weight, and leave sums of integers to a kernel of ours.
+/// Predicted and measured times of products with many rows: the best of our kernels for 64 and for 256 rows at once and of cuBLASLt, which may
+/// take numbers made of the weight, and leave sums of integers to a kernel of ours.
 fn table_of_many(costs: &Value) -> Result<Vec<String>, Box<dyn std::error::Error>> {
     let columns = [
         "k x n",
         "rows",
         "format",
         "predicted for an H200",
+        "by",
         "f16 by cuBLASLt, predicted",
         "measured",
         "over cuBLASLt f16",
     ];
     let mut lines = vec![format!("| {} |", columns.join(" | ")), "|---".repeat(columns.len()) + "|"];
     let finish = receipt("finish")?;
-    let (multiprocessors, _, _, start) = H200;
+    let (multiprocessors, ..) = H200;
     for (k, n) in [(3584usize, 3584usize), (3584, 18944)] {
         for rows in [64, 1024, 2048, 4096] {
             for (format, tile, size, kernel) in MANY {
@@ -217,43 +210,38 @@ fn table_of_many(costs: &Value) -> Result<Vec<String>, Box<dyn std::error::Error
                 let instructions = costs["sm_90a"][kernel].as_u64().ok_or("no cost")? as usize;
                 let cost = TileCost { bytes: tile, activations: 128 * size, instructions };
                 let (_, once) = Spread::best_alone(row_tiles, k_tiles, cost, multiprocessors, 64, 4);
-                let [k, n, rows] = [k, n, rows].map(|number: usize| number as f64);
-                let by_tensor_cores = |size: f64| 2.0 * rows * k * n / OPERATIONS * size / 2.0;
-                let by_memory = |bytes: f64| bytes / MEMORY;
-                let size = size as f64;
-                let dense = start + by_tensor_cores(2.0).max(by_memory(2.0 * (n * k + rows * (k + n))));
-                let weight = (row_tiles * k_tiles * tile) as f64;
-                // Weights of 8 bits are multiplied as they are.
-                let numbers = if format == "w8a8" { 0.0 } else { NEXT + by_memory(weight + size * n * k) };
-                // Sums of integers are written, and read again.
-                let (sums, finished) = match size {
-                    1.0 => {
-                        let pieces = (4.0 * rows * n / SUMS).ceil();
-                        (4.0 * rows * n, (2.0 * pieces - 1.0) * NEXT + by_memory(6.0 * rows * n))
-                    }
-                    _ => (2.0 * rows * n, 0.0),
-                };
-                let product = by_tensor_cores(size).max(by_memory(size * (n * k + rows * k) + sums));
-                let by_blas = start + numbers + product + finished;
-                let ours = by_blas.min((rows / 64.0).ceil() * (once + LAUNCH));
-                // Both have a part in it.
-                let of_format = receipt(format)?;
-                let times = finish.iter().filter(|_| of_format.is_some()).flat_map(|finish| finish["times"].as_array());
+                let many = ManyRows { n, k, rows, tile, number: size, as_it_is: format == "w8a8" };
+                let sliced = rows.div_ceil(64) as f64 * (once + LAUNCH);
+                let ways = [("sliced", sliced), ("wide", many.wide(multiprocessors)), ("blas", many.by_blas())];
+                let (way, ours) = ways.into_iter().reduce(|a, b| if b.1 < a.1 { b } else { a }).ok_or("no way")?;
+                let dense = many.dense();
+                // All have a part in it.
+                let others = [receipt(format)?, receipt(&format!("{format}_wide"))?];
+                let times = finish
+                    .iter()
+                    .filter(|_| others.iter().all(Option::is_some))
+                    .flat_map(|finish| finish["times"].as_array());
                 let row = times.flatten().find(|row| {
                     row["format"] == *format
                         && row["k"] == k as u64
                         && row["n"] == n as u64
                         && row["rows"] == rows as u64
                 });
-                let best =
-                    row.and_then(|row| ["sliced", "blas"].iter().filter_map(|way| row[way].as_f64()).reduce(f64::min));
+                let best = row.and_then(|row| {
+                    ["sliced", "wide", "blas"].iter().filter_map(|way| row[way].as_f64()).reduce(f64::min)
+                });
                 let ratio = best.zip(row.and_then(|row| row["dense"].as_f64())).map(|(best, dense)| best / dense);
                 let cell = |number: Option<f64>, digits: usize| {
                     number.map_or("STALE".to_owned(), |number| format!("{number:.digits$}"))
                 };
                 lines.push(format!(
-                    "| {k} x {n} | {rows} | {format} | {:.0} | {:.0} | {} | {} |",
+                    "| {k} x {n} | {rows} | {format} | {:.0} | {} | {:.0} | {} | {} |",
                     1e6 * ours,
+                    match way {
+                        "sliced" => "64 rows at once",
+                        "wide" => "256 rows at once",
+                        _ => "cuBLASLt",
+                    },
                     1e6 * dense,
                     cell(best.map(|best| 1e6 * best), 1),
                     cell(ratio, 2)

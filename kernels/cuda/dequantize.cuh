@@ -17,6 +17,23 @@ struct Dequantize {
     int gated;   // a tile's 16 channels of the gate, then its 16 of the other half
 };
 
+// Eight weights of a row: of the pairs of a quarter of a tile, those of the 32 along k that `u` says and of the upper or lower rows. `both`
+// is their scale and zero point.
+template <class T>
+DEVICE Words eight_of(const u32 (&pairs)[16], int u, int half, u32 both) {
+    // Scales have 20 bits and zero points 4, so that their product is exact.
+    float scale = as_float(both & ~15u), offset = -scale * (float)(both & 15u);
+    Words eight;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        u32 pair = pairs[4 * (2 * u + i / 2) + 2 * (i % 2) + half];
+        u32 low = from_float(T(), fused(scale, to_float(T(), (u16)pair), offset));
+        u32 high = from_float(T(), fused(scale, to_float(T(), (u16)(pair >> 16)), offset));
+        eight.at[i] = low | high << 16;
+    }
+    return eight;
+}
+
 template <class T, class Weight>
 DEVICE void dequantize(const Dequantize& a) {
     wait_for_earlier();
@@ -45,16 +62,11 @@ DEVICE void dequantize(const Dequantize& a) {
             int k = 128 * block_x() + 64 * kh + 32 * u + 8 * (lane % 4);
             if (k >= a.k) continue;
             u32 both = *(const u32*)(tile + 512 * WORDS + 4 * (a.subs * row + k % 128 * a.subs / 128));
-            float scale = as_float(both & ~15u), zero = (float)(both & 15u);
-            Words eight;
+            Words eight = eight_of<T>(pairs, u, half, both);
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                u32 pair = pairs[4 * (2 * u + i / 2) + 2 * (i % 2) + half];
-                u32 low = from_float(T(), scale * (to_float(T(), (u16)pair) - zero));
-                u32 high = from_float(T(), scale * (to_float(T(), (u16)(pair >> 16)) - zero));
-                if (k + 2 * i >= a.k) low = 0;
-                if (k + 2 * i + 1 >= a.k) high = 0;
-                eight.at[i] = low | high << 16;
+                int left = a.k - k - 2 * i;
+                if (left < 2) eight.at[i] = left < 1 ? 0 : eight.at[i] & 0xffffu;
             }
             *(Words*)(to + k) = eight;
         }

@@ -8,7 +8,7 @@ use zip::ZipArchive;
 
 use super::driver;
 
-/// Entries `<unit>.zip` with `<unit>.<architecture>.cubin` and `<unit>.compute_80.ptx`, not compressed by themselves; and `SOURCES`:
+/// Entries `<unit>.zip` with `<unit>.<architecture>.cubin`, not compressed by themselves; `<unit>.compute_80.ptx`; and `SOURCES`:
 /// `options <the compiler's>`, then `<unit> <SHA-256 of its sources and the options>`.
 const ARCHIVE: &[u8] = include_bytes!("kernels.zip");
 
@@ -19,6 +19,8 @@ pub struct Unit {
     pub name: &'static str,
     /// The text.
     pub source: &'static str,
+    /// The one compute capability that it is for, if it is not for all.
+    pub only: Option<(u32, u32)>,
 }
 
 /// What sources include.
@@ -26,10 +28,17 @@ const HEADERS: &[(&str, &str)] = &[
     ("small.cuh", include_str!("small.cuh")),
     ("integer.cuh", include_str!("integer.cuh")),
     ("middle.cuh", include_str!("middle.cuh")),
+    ("wide.cuh", include_str!("wide.cuh")),
     ("repack.cuh", include_str!("repack.cuh")),
     ("dequantize.cuh", include_str!("dequantize.cuh")),
     ("decode.cuh", include_str!("decode.cuh")),
     ("arch.cuh", include_str!("device/arch.cuh")),
+    ("hopper.cuh", include_str!("device/hopper.cuh")),
+    ("w2.cuh", include_str!("../w2/w2.cuh")),
+    ("w3.cuh", include_str!("../w3/w3.cuh")),
+    ("w4.cuh", include_str!("../w4/w4.cuh")),
+    ("w4a8.cuh", include_str!("../w4a8/w4a8.cuh")),
+    ("w8a8.cuh", include_str!("../w8a8/w8a8.cuh")),
 ];
 
 /// Machine code or PTX.
@@ -63,12 +72,13 @@ fn shipped((major, minor): (u32, u32)) -> Option<Form> {
     Some(Form::Shipped { architecture, waits })
 }
 
-/// The forms for a compute capability, the best first; none before 8.0.
-pub(super) fn forms(capability: (u32, u32)) -> Vec<Form> {
-    if capability < (8, 0) {
+/// The forms of a unit for a compute capability, the best first; none before 8.0, and where it is for another.
+pub(super) fn forms(unit: &Unit, capability: (u32, u32)) -> Vec<Form> {
+    if capability < (8, 0) || unit.only.is_some_and(|only| only != capability) {
         return Vec::new();
     }
-    shipped(capability).into_iter().chain([Form::Compiled(capability), Form::Ptx]).collect()
+    let ptx = if unit.only.is_some() { None } else { Some(Form::Ptx) };
+    shipped(capability).into_iter().chain([Form::Compiled(capability)]).chain(ptx).collect()
 }
 
 impl Form {
@@ -84,12 +94,12 @@ impl Form {
     /// A unit in this form.
     pub(super) fn image(self, unit: &Unit) -> Result<Image, String> {
         match self {
-            Form::Shipped { architecture, .. } => file(unit, &format!("{architecture}.cubin")).map(Image::Binary),
+            Form::Shipped { architecture, .. } => machine_code(unit, architecture).map(Image::Binary),
             Form::Compiled(capability) => {
                 driver::compile(unit.source, HEADERS, &told("options")?, capability).map(Image::Binary)
             }
             Form::Ptx => {
-                let bytes = file(unit, "compute_80.ptx")?;
+                let bytes = entry(ARCHIVE, &format!("{}.compute_80.ptx", unit.name))?;
                 String::from_utf8(bytes).map(Image::Ptx).map_err(|error| error.to_string())
             }
         }
@@ -106,9 +116,8 @@ impl fmt::Display for Form {
     }
 }
 
-/// An image of a unit.
-fn file(unit: &Unit, kind: &str) -> Result<Vec<u8>, String> {
-    entry(&entry(ARCHIVE, &format!("{}.zip", unit.name))?, &format!("{}.{kind}", unit.name))
+fn machine_code(unit: &Unit, architecture: &str) -> Result<Vec<u8>, String> {
+    entry(&entry(ARCHIVE, &format!("{}.zip", unit.name))?, &format!("{}.{architecture}.cubin", unit.name))
 }
 
 /// A file of an archive.
@@ -150,15 +159,21 @@ mod tests {
         let capabilities = [(8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0), (12, 1)];
         let mut kernels = 0;
         for unit in cuda::units() {
-            for capability in capabilities {
-                let form = forms(capability)[0];
+            if let Some(only) = unit.only {
+                assert!(capabilities.iter().all(|&other| other == only || forms(unit, other).is_empty()));
+                assert!(forms(unit, only).len() == 2 && Form::Ptx.image(unit).is_err(), "{}", unit.name);
+            }
+            for &capability in capabilities.iter().filter(|&&one| unit.only.is_none_or(|only| only == one)) {
+                let form = forms(unit, capability)[0];
                 let Ok(Image::Binary(bytes)) = form.image(unit) else { panic!("{} has no {form}", unit.name) };
                 assert!(bytes.starts_with(b"\x7fELF"), "{} {form}", unit.name);
                 assert_eq!(form.waits(), capability >= (9, 0));
                 kernels += 1;
             }
-            let Ok(Image::Ptx(text)) = Form::Ptx.image(unit) else { panic!("{} has no PTX", unit.name) };
-            assert!(text.contains(".target sm_80"), "{}", unit.name);
+            if unit.only.is_none() {
+                let Ok(Image::Ptx(text)) = Form::Ptx.image(unit) else { panic!("{} has no PTX", unit.name) };
+                assert!(text.contains(".target sm_80"), "{}", unit.name);
+            }
             let hash = source_hash(unit.name).unwrap_or_else(|error| panic!("{error}"));
             assert!(hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()), "{hash}");
         }
@@ -168,8 +183,9 @@ mod tests {
 
     #[test]
     fn forms_that_nothing_is_shipped_for_are_compiled() {
-        assert_eq!(forms((7, 5)), []);
-        assert_eq!(forms((11, 0)), [Form::Compiled((11, 0)), Form::Ptx]);
+        let unit = cuda::units().next().expect("there are some");
+        assert_eq!(forms(unit, (7, 5)), []);
+        assert_eq!(forms(unit, (11, 0)), [Form::Compiled((11, 0)), Form::Ptx]);
         assert!(source_hash("w9").is_err());
     }
 }

@@ -29,6 +29,8 @@ struct MiddleArguments {
 pub(super) struct Middle {
     kernels: [Kernel; 2],
     pub(super) spread: Spread,
+    /// That a product is thought to take.
+    pub(super) seconds: f64,
     /// Bytes of shared memory.
     shared: usize,
 }
@@ -55,7 +57,7 @@ impl Middle {
         let least = if shared(4) <= most { 4 } else { 8 };
         let cost = TileCost { bytes: geometry.tile_bytes(), activations, instructions };
         let multiprocessors = device.about().multiprocessors;
-        let (spread, _) = Spread::best_alone(row_tiles, k_tiles, cost, multiprocessors, MIDDLE_ROWS, least);
+        let (spread, seconds) = Spread::best_alone(row_tiles, k_tiles, cost, multiprocessors, MIDDLE_ROWS, least);
         let shared = shared(spread.together);
         let kernel = |element| {
             let name = match groups {
@@ -64,7 +66,7 @@ impl Middle {
             };
             device.kernel_with_shared(unit, &name, most)
         };
-        Ok(Middle { kernels: [kernel("f16")?, kernel("bf16")?], spread, shared })
+        Ok(Middle { kernels: [kernel("f16")?, kernel("bf16")?], spread, seconds, shared })
     }
 }
 

@@ -8,7 +8,7 @@ use super::images::Unit;
 use super::weight::{DeviceRows, Element, memory, stride};
 
 /// Where its kernels are.
-pub(super) static UNIT: Unit = Unit { name: "norm", source: include_str!("norm.cu") };
+pub(super) static UNIT: Unit = Unit { name: "norm", source: include_str!("norm.cu"), only: None };
 
 /// The kernels of norms, loaded on a device.
 #[derive(Clone, Debug)]

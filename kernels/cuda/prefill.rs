@@ -11,21 +11,14 @@ use super::images::Unit;
 use super::rows::ToRows;
 use super::tiles::{TILE_CHANNELS, TILE_K};
 use super::weight::{Arguments, DeviceProduct, DeviceRows, DeviceWeight, Element, IntegerArguments};
-use super::workspace::Workspace;
 
 /// Where the kernel is that follows cuBLASLt.
-pub(super) static UNIT: Unit = Unit { name: "finish", source: include_str!("finish.cu") };
+pub(super) static UNIT: Unit = Unit { name: "finish", source: include_str!("finish.cu"), only: None };
 
 /// Bytes of a slab, and of sums, where a kernel follows: enough for a layer of 3584 x 18944 and 2048 token rows. Each slab is a product of
 /// its own, whose beginning and end leave multiprocessors idle; of what is written before the product begins, the second-level cache holds
 /// a part anyway. A guess: no device was asked.
-const SLAB: usize = 160 << 20;
-
-/// Token rows from which on cuBLASLt is thought to be faster, numbers and all, than as many passes of the kernel for 64: by what is
-/// predicted of 3584 x 18944 on an H200, as in README's table, after two passes of `w3` and of `w4a8`; with rows of bytes, as soon as it
-/// surely takes them. No device was asked: `gpu_check --only bench` tells all times.
-const MANY_ROWS: usize = 129;
-const MANY_ROWS_AS_THEY_ARE: usize = 32;
+pub(super) const SLAB: usize = 160 << 20;
 
 /// Token rows of a product: a grid has no more blocks in its second direction, of eight rows each.
 const MOST_ROWS: usize = 8 * 65535;
@@ -128,33 +121,6 @@ impl Prefill {
 }
 
 impl DeviceWeight {
-    /// Token rows from which on [`DeviceWeight::product_of_any`] takes cuBLASLt.
-    pub fn many(&self) -> usize {
-        match self.to_rows {
-            ToRows::Numbers(_) | ToRows::Codes(_) => MANY_ROWS,
-            ToRows::AsTheyAre => MANY_ROWS_AS_THEY_ARE,
-        }
-    }
-
-    /// Puts `y = x W^T` into the stream in the way that is thought to be faster for that many token rows: as [`DeviceWeight::product`]
-    /// or, from [`DeviceWeight::many`] on, as [`DeviceWeight::product_of_many`] does.
-    ///
-    /// # Errors
-    ///
-    /// As for these.
-    pub fn product_of_any(
-        &self,
-        stream: &Stream,
-        product: &DeviceProduct<'_>,
-        workspace: &mut Workspace,
-        prefill: &mut Prefill,
-    ) -> Result<(), DeviceError> {
-        match product.rows < self.many() {
-            true => self.product(stream, product, workspace),
-            false => self.product_of_many(stream, product, prefill),
-        }
-    }
-
     /// Puts `y = x W^T` into the stream, as [`DeviceWeight::product`] does (a spread means nothing here), in time that many token rows
     /// are worth. Weights are rounded to the element of the product, and the order of sums is cuBLASLt's; where activations are bytes,
     /// sums are exact.

@@ -160,26 +160,39 @@ struct FloatSums {
     static DEVICE u16 rounded(float value) { return from_float(T(), value); }
 };
 
+// What becomes of the sums of an output channel and, with a gate, of its partner, for a token row.
+template <class Sums>
+DEVICE float finished(const Small& a, const Sums& kind, int channel, int column, typename Sums::Sum own_sum, typename Sums::Sum up_sum) {
+    float own = kind.value(own_sum, channel, column);
+    if (a.bias) own += kind.number(a.bias[channel]);
+    if (a.gated) {
+        int outputs = a.n / 2;
+        float up = kind.value(up_sum, outputs + channel, column);
+        if (a.bias) up += kind.number(a.bias[outputs + channel]);
+        own = own * sigmoid(own) * up;
+    }
+    if (a.residual) own += kind.number(a.residual[(u64)column * a.y_stride + channel]);
+    return own;
+}
+
+// To `y`.
+template <class Sums>
+DEVICE void put(const Small& a, const Sums& kind, int channel, int column, float value) {
+    u64 place = (u64)column * a.y_stride + channel;
+    if (a.single) {
+        ((float*)a.y)[place] = value;
+    } else {
+        ((u16*)a.y)[place] = kind.rounded(value);
+    }
+}
+
 // What a block has for channel `row` of its 32 and token row `column`, to `y`.
 template <class Sums>
 DEVICE void finish(const Small& a, const Sums& kind, int tile, int row, int column, typename Sums::Sum own_sum, typename Sums::Sum up_sum) {
     int outputs = a.gated ? a.n / 2 : a.n;
     int channel = (a.gated ? 16 : 32) * tile + row;
     if (channel >= outputs || column >= a.rows) return;
-    float own = kind.value(own_sum, channel, column);
-    if (a.bias) own += kind.number(a.bias[channel]);
-    if (a.gated) {
-        float up = kind.value(up_sum, outputs + channel, column);
-        if (a.bias) up += kind.number(a.bias[outputs + channel]);
-        own = own * sigmoid(own) * up;
-    }
-    u64 place = (u64)column * a.y_stride + channel;
-    if (a.residual) own += kind.number(a.residual[place]);
-    if (a.single) {
-        ((float*)a.y)[place] = own;
-    } else {
-        ((u16*)a.y)[place] = kind.rounded(own);
-    }
+    put(a, kind, channel, column, finished(a, kind, channel, column, own_sum, up_sum));
 }
 
 // Bytes of shared memory: the sums of all warps, and a word.

@@ -33,11 +33,11 @@ const ISSUED: f64 = 4.0 * 1.755e9;
 /// What the memory of an H200 gives one multiprocessor, and what its second-level cache does, in bytes per second. The first was
 /// seen in a copy of memory, the second is a guess; only their quotient matters here.
 const MEMORY: f64 = 4.3e12 / 132.0;
-const CACHE: f64 = 5.5e12 / 132.0;
+pub(super) const CACHE: f64 = 5.5e12 / 132.0;
 
 /// Seconds until the first tile has come and after the last is multiplied; until the last block of a band knows that it is the last;
 /// and for the second-level cache to answer: guesses, until a device was asked.
-const START: f64 = 1.0e-6;
+pub(super) const START: f64 = 1.0e-6;
 const MEETING: f64 = 1.0e-6;
 const ANSWER: f64 = 0.4e-6;
 

@@ -92,6 +92,8 @@ impl Fragments {
 pub struct TileCodes {
     /// The kernels that read them.
     pub unit: &'static Unit,
+    /// Those for many token rows.
+    pub wide: &'static Unit,
     /// Words for 32 weights: as many as a code has bits.
     pub words: usize,
     /// Where in a tile.
@@ -128,17 +130,17 @@ impl Quarter<'_> {
 impl TileCodes {
     /// Codes of `BITS` bits, a divisor of 16, that fill words without a gap: pairs one after the other from the lowest bits on, the
     /// first of each in the low half of the word.
-    pub(crate) const fn fields<const BITS: usize>(unit: &'static Unit) -> TileCodes {
+    pub(crate) const fn fields<const BITS: usize>(unit: &'static Unit, wide: &'static Unit) -> TileCodes {
         let put = |words: &mut Quarter<'_>, index: usize, code: u8| {
             let (to_a_word, pair, half) = (16 / BITS, index / 2, index % 2);
             words.set(pair / to_a_word, BITS * (pair % to_a_word) + 16 * half, code);
         };
-        TileCodes { unit, words: BITS, order: Order::Lanes(Fragments::Halves, put) }
+        TileCodes { unit, wide, words: BITS, order: Order::Lanes(Fragments::Halves, put) }
     }
 
     /// Signed bytes, from codes whose zero is 128, row by row.
-    pub(crate) const fn rows(unit: &'static Unit) -> TileCodes {
-        TileCodes { unit, words: 8, order: Order::Rows }
+    pub(crate) const fn rows(unit: &'static Unit, wide: &'static Unit) -> TileCodes {
+        TileCodes { unit, wide, words: 8, order: Order::Rows }
     }
 
     /// Whether rows of them are what cuBLASLt multiplies by, without a copy.
@@ -147,12 +149,12 @@ impl TileCodes {
     }
 
     /// Signed nibbles, from codes whose zero is 8: two registers to a word, the first in the upper halves of its bytes.
-    pub(crate) const fn nibbles(unit: &'static Unit) -> TileCodes {
+    pub(crate) const fn nibbles(unit: &'static Unit, wide: &'static Unit) -> TileCodes {
         let put = |words: &mut Quarter<'_>, index: usize, code: u8| {
             let (register, byte) = (index / 4, index % 4);
             words.set(register / 2, 8 * byte + 4 * (1 - register % 2), code ^ 8);
         };
-        TileCodes { unit, words: 4, order: Order::Lanes(Fragments::Bytes, put) }
+        TileCodes { unit, wide, words: 4, order: Order::Lanes(Fragments::Bytes, put) }
     }
 
     /// Bytes of the codes of a tile.

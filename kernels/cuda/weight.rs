@@ -11,6 +11,7 @@ use super::norm::DeviceTokens;
 use super::rows::ToRows;
 use super::spread::{Spread, TileCost, WARPS};
 use super::tiles::{Geometry, TILE_CHANNELS, TILE_K};
+use super::wide::{WIDE_ROWS, Way, Wide};
 use super::workspace::Workspace;
 use crate::dense::convert::FloatType;
 use crate::error::{Error, length};
@@ -63,6 +64,7 @@ pub struct DeviceWeight {
     kernels: [[Kernel; 2]; 2],
     pub(super) to_rows: ToRows,
     pub(super) middle: Middle,
+    pub(super) wide: Option<Wide>,
 }
 
 /// Rows of numbers in a device's memory.
@@ -115,7 +117,7 @@ pub struct DeviceProduct<'a> {
     /// Activations, of the kind that the weight's format multiplies.
     pub x: DeviceInput<'a>,
     /// Token rows; 0 is no work. The weight is read once for every 16 of them; or, where there are more and no spread is
-    /// given, for every 64. [`DeviceWeight::product_of_many`] is for more.
+    /// given, for every 64. [`DeviceWeight::product_of_any`] is for more.
     pub rows: usize,
     /// Of `x` if that is numbers, `bias`, `residual`, and of `y` unless `single`.
     pub element: Element,
@@ -250,6 +252,7 @@ impl DeviceWeight {
             kernels,
             to_rows,
             middle,
+            wide: Wide::load(device, layout, format.name, groups)?,
         };
         let placed = |bytes: &[u8]| {
             let memory = device.memory(bytes.len())?;
@@ -334,8 +337,12 @@ impl DeviceWeight {
     }
 
     /// How often a product with that many token rows reads it, if no spread is given.
-    pub fn passes(&self, rows: usize) -> usize {
-        self.slices(rows, None).count()
+    pub fn passes(&self, rows: usize, way: Way) -> usize {
+        match way {
+            Way::Sliced => self.slices(rows, None).count(),
+            Way::Wide => rows.div_ceil(WIDE_ROWS),
+            Way::Blas => 1,
+        }
     }
 
     /// The token rows that kernels take one after another, and whether it is the kernel for more than 16 that takes them.

@@ -1,11 +1,8 @@
-// 2-bit weights with activations of 16 bits: two words hold 32 weights of a lane as 16 pairs, eight to a word. The tiles are made
-// by `TileCodes::fields`.
+// 2-bit weights with activations of 16 bits.
 #include "dequantize.cuh"
 #include "middle.cuh"
 #include "repack.cuh"
-
-template <class T>
-using W2 = Fields<T, 2>;
+#include "w2.cuh"
 
 SMALL_KERNELS(w2a16, W2)
 MIDDLE_KERNELS(w2a16, W2)

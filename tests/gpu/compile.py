@@ -6,7 +6,7 @@ fails where one is above its ceiling. Nothing here runs a kernel.
     python tests/gpu/compile.py [--arch sm_90a]... [--archive]
 
 Without --archive, an archive that was made of other sources is a fault. With it, kernels/cuda/kernels.zip is made, which the
-library embeds: <unit>.zip of <unit>.<architecture>.cubin and <unit>.compute_80.ptx, and SOURCES with the compiler's options and the hash of each
+library embeds: <unit>.zip of <unit>.<architecture>.cubin, <unit>.compute_80.ptx, and SOURCES with the compiler's options and the hash of each
 unit's sources; and tests/gpu/costs.json: the kernels of each unit, all of which a receipt has to name, and the instructions that a
 tile costs on sm_90a, from which the README's predictions come.
 Needs tests/requirements.txt.
@@ -31,14 +31,19 @@ import tempfile
 import zipfile
 
 KERNELS = pathlib.Path(__file__).resolve().parents[2] / "kernels"
-UNITS = {unit: KERNELS / unit / "kernel.cu" for unit in ("w2", "w3", "w4", "w4a8", "w8a8")} | {unit: KERNELS / f"cuda/{unit}.cu" for unit in ("norm", "finish")}
-HEADERS = [KERNELS / "cuda" / name for name in ("small.cuh", "integer.cuh", "middle.cuh", "dequantize.cuh", "repack.cuh", "decode.cuh", "device/arch.cuh")]
+FORMATS = ("w2", "w3", "w4", "w4a8", "w8a8")
+UNITS = {unit: KERNELS / unit / "kernel.cu" for unit in FORMATS} | {unit: KERNELS / f"cuda/{unit}.cu" for unit in ("norm", "finish")}
+# Those for sm_90a alone.
+UNITS |= {f"{unit}_wide": KERNELS / unit / "wide.cu" for unit in FORMATS}
+HEADERS = [KERNELS / "cuda" / name for name in ("small.cuh", "integer.cuh", "middle.cuh", "wide.cuh", "dequantize.cuh", "repack.cuh", "decode.cuh", "device/arch.cuh", "device/hopper.cuh")]
+HEADERS += [KERNELS / name / f"{name}.cuh" for name in FORMATS]
 ARCHIVE = KERNELS / "cuda/kernels.zip"
 COSTS = pathlib.Path(__file__).with_name("costs.json")
 OPTIONS = ["--std=c++17", "--fmad=false"]
 ARCHITECTURES = ["sm_80", "sm_89", "sm_90a", "sm_100", "sm_120"]
 REGISTERS = 65536  # of a multiprocessor
 MOST_REGISTERS = 64  # of a thread, where a kernel has no loop over tiles
+WIDE_CEILING = 440  # instructions of a step
 
 # Bits of the weight, token rows, for activations of 8 bits: the most instructions that a tile may cost, as below.
 INTEGER_CEILINGS = {(4, 8): (103, 103), (4, 16): (124, 120), (4, 64): (292, 236), (8, 8): (80, 80), (8, 16): (105, 95), (8, 64): (440, 388)}
@@ -65,6 +70,16 @@ CEILINGS = {
     (4, "bf16", 8, 32): (384, 400), (4, "bf16", 8, 64): (309, 326), (4, "bf16", 8, 128): (272, 286),
     (4, "bf16", 16, 32): (480, 494), (4, "bf16", 16, 64): (377, 390), (4, "bf16", 16, 128): (322, 330),
 }  # fmt: skip
+
+
+def is_wide(unit):
+    """Whether it is for sm_90a alone."""
+    return unit.endswith("_wide")
+
+
+def architectures(unit):
+    """Those that its machine code is shipped for."""
+    return ["sm_90a"] if is_wide(unit) else ARCHITECTURES
 
 
 def toolkit():
@@ -106,12 +121,15 @@ def hashes():
     return f"options {' '.join(OPTIONS)}\n" + "".join(f"{unit} {source_hash(path)}\n" for unit, path in UNITS.items())
 
 
-class MachineCode(zipfile.LZMACompressor):
-    """LZMA for instructions of 16 bytes: what a byte is depends on its place among them, not on the byte before. That saves 3 %, for
-    which `zipfile` has no setting."""
+class Lzma(zipfile.LZMACompressor):
+    """LZMA with settings that `zipfile` has none for. What a byte of an instruction is depends on its place among 16, not on the byte
+    before; with text it is the other way round. That saves 4 %."""
+
+    TEXT, CODE = {"lc": 4, "pb": 0}, {"lc": 0, "pb": 4}
+    settings = TEXT
 
     def _init(self):
-        options = {"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 0, "pb": 4, "dict_size": 1 << 23}
+        options = {"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME, "lp": 0, "dict_size": 1 << 23, **self.settings}
         self._comp = lzma.LZMACompressor(lzma.FORMAT_RAW, filters=[options])
         properties = struct.pack("<BI", (5 * options["pb"] + options["lp"]) * 9 + options["lc"], options["dict_size"])
         return struct.pack("<BBH", 9, 4, len(properties)) + properties
@@ -120,19 +138,29 @@ class MachineCode(zipfile.LZMACompressor):
 def write_archive(images):
     """Reproducible: the same images make the same bytes. Those of a unit are much alike: packed as one they are smaller."""
 
-    def pack(entries, method):
+    def unit(name):
         made = io.BytesIO()
-        with zipfile.ZipFile(made, "w", method) as archive:
-            for name, content in entries:
-                archive.writestr(zipfile.ZipInfo(name), content, method)
+        with zipfile.ZipFile(made, "w") as archive:
+            for image in sorted(image for image in images if image.startswith(f"{name}.") and image.endswith(".cubin")):
+                info = zipfile.ZipInfo(image)
+                # Instructions begin at multiples of 16 in the file, too: behind its header, a field that means nothing.
+                gap = -(made.tell() + 30 + len(image) + 4) % 16
+                info.extra = struct.pack("<HH", 0xFFFF, gap) + bytes(gap)
+                archive.writestr(info, images[image])
         return made.getvalue()
 
-    def unit(name):
-        own = [(image, content) for image, content in sorted(images.items()) if image.startswith(f"{name}.")]
-        return f"{name}.zip", pack(own, zipfile.ZIP_STORED)
+    zipfile.LZMACompressor = Lzma
+    with zipfile.ZipFile(ARCHIVE, "w", zipfile.ZIP_LZMA) as archive:
 
-    zipfile.LZMACompressor = MachineCode
-    ARCHIVE.write_bytes(pack([("SOURCES", hashes().encode()), *map(unit, UNITS)], zipfile.ZIP_LZMA))
+        def put(name, content, settings):
+            Lzma.settings = settings
+            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_LZMA)
+
+        put("SOURCES", hashes().encode(), Lzma.TEXT)
+        for name in UNITS:
+            put(f"{name}.zip", unit(name), Lzma.CODE)
+            for ptx in (image for image in images if image == f"{name}.compute_80.ptx"):
+                put(ptx, images[ptx], Lzma.TEXT)
 
 
 def archive_faults():
@@ -142,12 +170,13 @@ def archive_faults():
         return [f"{ARCHIVE.name} is not there: {again}"]
     with zipfile.ZipFile(ARCHIVE) as archive:
         names = set(archive.namelist())
-        wanted = {"SOURCES"} | {f"{unit}.zip" for unit in UNITS}
-        for unit in names & wanted - {"SOURCES"}:
+        zips = {f"{unit}.zip" for unit in UNITS}
+        wanted = {"SOURCES"} | zips
+        for unit in names & zips:
             with zipfile.ZipFile(io.BytesIO(archive.read(unit))) as inner:
                 names |= set(inner.namelist())
-        wanted |= {f"{unit}.{architecture}.cubin" for unit in UNITS for architecture in ARCHITECTURES}
-        wanted |= {f"{unit}.compute_80.ptx" for unit in UNITS}
+        wanted |= {f"{unit}.{architecture}.cubin" for unit in UNITS for architecture in architectures(unit)}
+        wanted |= {f"{unit}.compute_80.ptx" for unit in UNITS if not is_wide(unit)}
         faults = [f"{ARCHIVE.name} has {names ^ wanted} too much or too little: {again}"] if names != wanted else []
         costs = json.loads(COSTS.read_text())["sources"] if COSTS.exists() else None
         if not archive.read("SOURCES").decode() == costs == hashes():
@@ -191,10 +220,11 @@ def compile_unit(nvrtc, source, architecture):
 def resources(log):
     """Registers, stack and spilled bytes by kernel, from the assembler's remarks."""
     found, name = {}, None
+    serialized = set(re.findall(r"wgmma.mma_async instructions are serialized .* in the function '(\w+)'", log))
     for line in log.splitlines():
         if entry := re.search(r"entry function '(\w+)'", line):
             name = entry.group(1)
-            found[name] = {}
+            found[name] = {"serialized": name in serialized}
         elif spilled := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
             stack, stores, loads = map(int, spilled.groups())
             found[name].update(stack=stack, spilled=stores + loads)
@@ -241,7 +271,7 @@ def round_of(code):
         target = None if isinstance(instruction, str) else jump(instruction)[0]
         if target and places[target] < i:
             body = [one for one in code[places[target] : i] if not isinstance(one, str)]
-            loops.add((sum(one[1] in ("HMMA", "IMMA") for one in body), places[target], i))
+            loops.add((sum(one[1] in ("HMMA", "IMMA", "HGMMA", "IGMMA") for one in body), places[target], i))
     # Bands are a loop around it.
     inner = [one for one in loops if not any(other[0] and other != one and one[1] <= other[1] and other[2] <= one[2] for other in loops)]
     # What leads back from a case that does not occur is no loop: nothing that runs jumps there.
@@ -275,6 +305,8 @@ def judge(name, architecture, used, code):
         if used["registers"] > MOST_REGISTERS:
             wrong.append(f"{used['registers']} registers, at most {MOST_REGISTERS}")
         return {"instructions": None, **used}, wrong
+    if shape.group(4) == "256":
+        return judge_wide(used, code, wrong)
     bits, activations, element, rows, group = shape.groups()
     bits, rows, group, integers = int(bits), int(rows), int(group or 0), activations == "8"
     newer = int(re.search(r"\d+", architecture).group()) >= 90
@@ -325,6 +357,28 @@ def judge(name, architecture, used, code):
     return {"instructions": cost, **used}, wrong
 
 
+def judge_wide(used, code, wrong):
+    """The instructions that a step costs a warp of a kernel for 256 token rows: a group of four warps multiplies 64 channels by 256 token
+    rows and 128 bytes along k, which takes the tensor cores 512 clocks, or as many as a multiprocessor has for 512 of each of two warps."""
+    path = round_of(code)
+    count = collections.Counter(one[1] for one in path)
+    if count["HGMMA"] + count["IGMMA"] != 4:
+        wrong.append(f"{count['HGMMA'] + count['IGMMA']} tensor-core products in the loop, expected 4")
+    if len(path) > WIDE_CEILING:
+        wrong.append(f"{len(path)} instructions a step, at most {WIDE_CEILING}")
+    if used["serialized"]:
+        wrong.append("the assembler lets tensor cores wait for one product after another")
+    for what in ("CCTL", "LDS", "UCGABAR_WAIT"):
+        if count[what]:
+            wrong.append(f"{count[what]} {what} in the loop")
+    if count["UTMALDG"] != 1:
+        wrong.append(f"{count['UTMALDG']} copies of activations in the loop, expected 1")
+    order = [one[1] for one in code if not isinstance(one, str)]
+    if "ACQBULK" not in order or "PREEXIT" not in order[: order.index("ACQBULK")] or "LDG" not in order[: order.index("ACQBULK")]:
+        wrong.append("weights are not loaded, or the next kernel is not let in, before this one waits")
+    return {"instructions": len(path), **used}, wrong
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", action="append", choices=ARCHITECTURES)
@@ -342,7 +396,7 @@ def main():
         cubin, used = compile_unit(nvrtc, UNITS[unit], architecture)
         return cubin, used, census(cubin)
 
-    tasks = [(architecture, unit) for architecture in arguments.arch or ARCHITECTURES for unit in UNITS]
+    tasks = [(one, unit) for one in arguments.arch or ARCHITECTURES for unit in UNITS if one in architectures(unit)]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as threads:
         for (architecture, unit), (cubin, used, codes) in zip(tasks, threads.map(compile_and_count, tasks)):
             images[f"{unit}.{architecture}.cubin"] = cubin
@@ -357,7 +411,7 @@ def main():
                 print(f"| {name} | {architecture} | {found['registers']} | {found['spilled']} | {cost} |")
                 faults += [f"{name} for {architecture}: {what}" for what in wrong]
     if arguments.archive:
-        for unit, path in UNITS.items():
+        for unit, path in ((unit, path) for unit, path in UNITS.items() if not is_wide(unit)):
             images[f"{unit}.compute_80.ptx"] = compile_unit(nvrtc, path, "compute_80")[0]
         write_archive(images)
         own = {name: round(cost) for (architecture, name), cost in sorted(costs.items()) if architecture == "sm_90a"}

@@ -117,6 +117,7 @@ DEVICE void wait_for_copies() {
 }
 
 DEVICE Words load_shared(const u8* at) { return *(const Words*)at; }
+DEVICE void store_shared(u8* at, const Words& words) { *(Words*)at = words; }
 DEVICE u32 load_shared_word(const u8* at) { return *(const u32*)at; }
 
 // Numbers that blocks leave for one another, past the first-level cache.

@@ -51,7 +51,9 @@ pub(crate) fn compile(
         .result()
     }
     .map_err(failed("the compiler does not start"))?;
-    let architecture = c(&format!("--gpu-architecture=sm_{major}{minor}"))?;
+    // With what only this one has.
+    let own = if (major, minor) == (9, 0) { "a" } else { "" };
+    let architecture = c(&format!("--gpu-architecture=sm_{major}{minor}{own}"))?;
     let options = options.split(' ').map(c).chain([Ok(architecture)]).collect::<Result<Vec<_>, _>>()?;
     let options = pointers(&options);
     // SAFETY: the program lives, and so do the options.

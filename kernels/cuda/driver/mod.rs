@@ -9,6 +9,7 @@
 
 mod blas;
 mod compiler;
+mod map;
 mod stream;
 
 use std::collections::HashMap;
@@ -26,6 +27,7 @@ use super::images::{self, Image, Unit};
 
 pub(super) use blas::{Blas, Multiplied, Number};
 pub(super) use compiler::compile;
+pub(super) use map::{BOX_BYTES, Map, MappedRows};
 pub(super) use stream::Grid;
 pub use stream::{Graph, Mark, Stream};
 
@@ -254,7 +256,7 @@ impl Device {
     fn first_form(&self, unit: &'static Unit) -> Result<Module, DeviceError> {
         self.bind()?;
         let mut tried = Vec::new();
-        for form in images::forms(self.about.capability) {
+        for form in images::forms(unit, self.about.capability) {
             let taken = form.image(unit).and_then(|image| {
                 let image = match image {
                     Image::Binary(bytes) => Ptx::from_binary(bytes),
@@ -345,6 +347,11 @@ impl Memory {
     /// The address on the device.
     pub(super) fn at(&self) -> u64 {
         self.owner.at + self.start as u64
+    }
+
+    /// Whose it is.
+    pub(super) fn device(&self) -> &Arc<Device> {
+        &self.owner.device
     }
 
     pub(super) fn is_of(&self, device: &Arc<Device>) -> bool {

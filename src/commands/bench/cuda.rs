@@ -6,7 +6,7 @@ use std::time::Instant;
 use mbqc_kernels::Scheme;
 use mbqc_kernels::cuda::{
     Device, DeviceError, DeviceProduct, DeviceRows, DeviceTokens, DeviceWeight, Element, Graph, Memory, Prefill,
-    Stream, Workspace,
+    Stream, Way, Workspace,
 };
 use serde_json::{Value as Json, json};
 
@@ -47,7 +47,7 @@ struct Timing<'a> {
     fastest: f64,
     cached: bool,
     /// Whether cuBLASLt multiplies, as it does many rows where it is installed.
-    blas: bool,
+    way: Way,
 }
 
 /// Times each layer in a graph of products with copies of its weight, so many that they leave the cache before they are read again
@@ -89,21 +89,22 @@ pub(super) fn bench(
         };
         for &rows in &request.rows {
             let least = if share < SHORT { FEW } else { PRODUCTS.0 };
-            let mut prefill = match rows >= copies.weights[0].many() {
-                true => match Prefill::new(&stream, &[&copies.weights[0]], rows) {
+            let first = &copies.weights[0];
+            let mut prefill = match first.way(rows, true) == Way::Blas {
+                true => match Prefill::new(&stream, &[first], rows) {
                     Err(error @ DeviceError::NoBlas) => {
-                        progress.warn(&format!("{rows} rows are multiplied by kernels for few: {error}"));
+                        progress.warn(&format!("{rows} rows are multiplied by our kernels alone: {error}"));
                         None
                     }
                     other => Some(other?),
                 },
                 false => None,
             };
-            let blas = prefill.is_some();
+            let way = first.way(rows, prefill.is_some());
             let (graph, products) = copies.graph(&mut stream, rows, prefill.as_mut(), least)?;
             let (median, fastest) = time(&stream, &graph, products, share)?;
-            let (bytes, cached) = (copies.moved(rows, blas), copies.cached);
-            timings.push(Timing { layer, rows, bytes, median, fastest, cached, blas });
+            let (bytes, cached) = (copies.moved(rows, way), copies.cached);
+            timings.push(Timing { layer, rows, bytes, median, fastest, cached, way });
         }
     }
     if timings.is_empty() {
@@ -162,10 +163,10 @@ impl Copies {
     }
 
     /// Bytes that a product reads and writes, but for what it makes on the way; a weight counts as often as it is read.
-    fn moved(&self, rows: usize, blas: bool) -> usize {
+    fn moved(&self, rows: usize, way: Way) -> usize {
         let weight = &self.weights[0];
-        let passes = if blas { 1 } else { weight.passes(rows) };
-        passes * weight.bytes() + rows * (weight.k() * if self.rounded() { 1 } else { 2 } + 2 * weight.outputs())
+        weight.passes(rows, way) * weight.bytes()
+            + rows * (weight.k() * if self.rounded() { 1 } else { 2 } + 2 * weight.outputs())
     }
 
     /// A graph of so many products or more, by cuBLASLt if it is given what that takes, and how many they are.
@@ -194,10 +195,7 @@ impl Copies {
                 single: false,
                 spread: None,
             };
-            match &mut prefill {
-                Some(prefill) => weight.product_of_many(stream, &product, prefill),
-                None => weight.product(stream, &product, &mut workspace),
-            }
+            weight.product_of_any(stream, &product, &mut workspace, prefill.as_deref_mut())
         };
         // Once before it is recorded: what is loaded at its first use is loaded now.
         put(stream, &self.weights[0])?;
@@ -235,8 +233,8 @@ fn copy_bandwidth(stream: &Stream) -> Result<f64, DeviceError> {
 }
 
 /// What multiplies.
-fn by(blas: bool) -> &'static str {
-    if blas { "cuBLASLt" } else { "mbqc" }
+fn by(way: Way) -> &'static str {
+    if way == Way::Blas { "cuBLASLt" } else { "mbqc" }
 }
 
 /// Where a product reads weights from.
@@ -246,14 +244,14 @@ fn from(cached: bool) -> &'static str {
 
 fn document(device: &Arc<Device>, timings: &[Timing<'_>], left: &[String], bandwidth: f64) -> Json {
     let layers = timings.iter().map(|timing| {
-        let Timing { layer, rows, bytes, median, fastest, cached, blas } = timing;
+        let Timing { layer, rows, bytes, median, fastest, cached, way } = timing;
         json!({
             "node": layer.name,
             "format": layer.layer.spec().to_string(),
             "k": layer.layer.k,
             "n": layer.layer.n,
             "rows": rows,
-            "by": by(*blas),
+            "by": by(*way),
             "bytes": bytes,
             "seconds": median,
             "fastest": fastest,
@@ -287,7 +285,7 @@ fn table(device: &Arc<Device>, timings: &[Timing<'_>], bandwidth: f64) -> String
         "{:<width$} {:<9} {:>6} {:>6} {:>5} {:>10} {:>9} {:>7} {:>7}  {:<12}  {}",
         "layer", "format", "k", "n", "rows", "us", "fastest", "GB/s", "of copy", "weights from", "by"
     ));
-    for Timing { layer, rows, bytes, median, fastest, cached, blas } in timings {
+    for Timing { layer, rows, bytes, median, fastest, cached, way } in timings {
         let rate = *bytes as f64 / median;
         lines.push(format!(
             "{:<width$} {:<9} {:>6} {:>6} {rows:>5} {:>10.2} {:>9.2} {:>7.0} {:>6.0}%  {:<12}  {}",
@@ -300,7 +298,7 @@ fn table(device: &Arc<Device>, timings: &[Timing<'_>], bandwidth: f64) -> String
             rate / 1e9,
             rate / bandwidth * 100.0,
             from(*cached),
-            by(*blas)
+            by(*way)
         ));
     }
     lines.join("\n")

@@ -308,16 +308,16 @@ pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receip
     Ok(())
 }
 
-/// Products with more rows than a kernel takes at once: by our kernels, in slices of 64 and, where they are few, of 16, by cuBLASLt from
-/// slabs of the weight, and cuBLASLt's in half precision, in turns and with weights that no cache holds.
+/// Products with more rows than kernels for few take at once: by these, in slices of 64 and, where they are few, of 16, by those for 256, by
+/// cuBLASLt from slabs of the weight, and cuBLASLt's in half precision, in turns and with weights that no cache holds.
 pub(crate) fn many(device: &Arc<Device>, options: &Options, receipts: &mut Receipts) -> Result<(), DeviceError> {
     let mut stream = device.stream()?;
     println!("\nmicroseconds for a product with many rows; over cuBLASLt's in f16: of the best");
     println!(
-        "| k x n | rows | format | by our kernels | 16 at a time | by cuBLASLt | in slabs of {} MB | TFLOP/s | cuBLASLt f16 | time over it |",
+        "| k x n | rows | format | 64 at a time | 16 at a time | 256 at a time | by cuBLASLt | in slabs of {} MB | TFLOP/s | cuBLASLt f16 | time over it |",
         SLAB >> 20
     );
-    println!("{}", "|---".repeat(10) + "|");
+    println!("{}", "|---".repeat(11) + "|");
     let (sizes, many): (_, &[usize]) = match options.small {
         true => (vec![(256, 96)], &[20]),
         false => (vec![(3584, 3584), (3584, 18944)], &[17, 24, 32, 33, 48, 64, 128, 256, 512, 1024, 2048, 4096]),
@@ -336,11 +336,11 @@ pub(crate) fn many(device: &Arc<Device>, options: &Options, receipts: &mut Recei
             let count = |copies: usize| if options.small { copies } else { copies.max(40).next_multiple_of(copies) };
             let of_dense = count(dense.weights.len());
             let mut graphs = vec![dense.graph(&mut stream, rows, of_dense)?];
-            // Slices of either kind, cuBLASLt, and that in slabs: none of which need be there.
+            // Slices of either kind, cuBLASLt, that in slabs, our kernels for many: none of which need be there.
             let mut places = Vec::new();
             for layer in &layers {
                 let (first, count) = (&layer.weights[0], count(layer.weights.len()));
-                let mut place = [None; 4];
+                let mut place = [None; 5];
                 let weights = || layer.weights.iter().cycle().take(count);
                 for (at, most, spread) in [(0, 512, None), (1, 64, Some(first.spread(ROWS_AT_ONCE)))] {
                     if rows > most {
@@ -356,7 +356,7 @@ pub(crate) fn many(device: &Arc<Device>, options: &Options, receipts: &mut Recei
                     place[at] = Some(graphs.len());
                     graphs.push(Timed { graph, products: count });
                 }
-                for (slab, place) in [usize::MAX, SLAB].into_iter().zip(&mut place[2..]) {
+                for (slab, place) in [usize::MAX, SLAB].into_iter().zip(&mut place[2..4]) {
                     let mut prefill = Prefill::with_slab(&stream, &[first], rows, slab)?;
                     let mut product = |stream: &Stream, weight: &DeviceWeight| {
                         weight.product_of_many(stream, &product(weight, rows, &x, &scales, &y), &mut prefill)
@@ -372,21 +372,30 @@ pub(crate) fn many(device: &Arc<Device>, options: &Options, receipts: &mut Recei
                     *place = Some(graphs.len());
                     graphs.push(Timed { graph, products: count });
                 }
+                if first.is_wide() {
+                    let graph = stream.record(|stream| {
+                        weights()
+                            .try_for_each(|weight| weight.product_wide(stream, &product(weight, rows, &x, &scales, &y)))
+                    })?;
+                    place[4] = Some(graphs.len());
+                    graphs.push(Timed { graph, products: count });
+                }
                 places.push(place);
             }
             let times = in_turns(&stream, &graphs, MANY_TURNS, options.small)?;
             let peer = times[0][1];
             for (layer, place) in layers.iter().zip(places) {
-                let [sliced, sixteen, blas, slabs] = place.map(|place| place.map(|place| times[place][1]));
-                let Some(best) = [sliced, sixteen, blas, slabs].into_iter().flatten().reduce(f64::min) else {
+                let [sliced, sixteen, blas, slabs, wide] = place.map(|place| place.map(|place| times[place][1]));
+                let Some(best) = [sliced, sixteen, blas, slabs, wide].into_iter().flatten().reduce(f64::min) else {
                     continue;
                 };
                 let cell = |time: Option<f64>| time.map_or("-".to_owned(), |time| format!("{:.1}", 1e6 * time));
                 let name = layer.weights[0].format().name;
                 println!(
-                    "| {k} x {n} | {rows} | {name} | {} | {} | {} | {} | {:.0} | {:.1} | {:.2} |",
+                    "| {k} x {n} | {rows} | {name} | {} | {} | {} | {} | {} | {:.0} | {:.1} | {:.2} |",
                     cell(sliced),
                     cell(sixteen),
+                    cell(wide),
                     cell(blas),
                     cell(slabs),
                     2.0 * (rows * k * n) as f64 / best / 1e12,
@@ -395,7 +404,7 @@ pub(crate) fn many(device: &Arc<Device>, options: &Options, receipts: &mut Recei
                 );
                 receipts.time(
                     "finish",
-                    json!({"format": name, "k": k, "n": n, "rows": rows, "sliced": sliced, "sixteen": sixteen, "blas": blas, "slabs": slabs, "dense": peer}),
+                    json!({"format": name, "k": k, "n": n, "rows": rows, "sliced": sliced, "sixteen": sixteen, "blas": blas, "slabs": slabs, "wide": wide, "dense": peer}),
                 );
             }
             receipts.keep();

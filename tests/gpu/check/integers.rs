@@ -13,20 +13,22 @@ use mbqc_kernels::{FORMATS, Format, Scheme};
 use std::sync::Arc;
 
 #[derive(Clone, Copy, Debug)]
-struct Shape {
-    format: &'static Format,
-    element: Element,
-    n: usize,
-    k: usize,
-    rows: usize,
+pub(crate) struct Shape {
+    pub(crate) format: &'static Format,
+    pub(crate) element: Element,
+    pub(crate) n: usize,
+    pub(crate) k: usize,
+    pub(crate) rows: usize,
     /// `None`: as is thought best.
-    spread: Option<Spread>,
-    gated: bool,
-    residual: bool,
-    single: bool,
+    pub(crate) spread: Option<Spread>,
+    pub(crate) gated: bool,
+    pub(crate) residual: bool,
+    pub(crate) single: bool,
+    /// By the kernels for 256 rows at once.
+    pub(crate) wide: bool,
 }
 
-fn plain(format: &'static Format, element: Element) -> Shape {
+pub(crate) fn plain(format: &'static Format, element: Element) -> Shape {
     Shape {
         format,
         element,
@@ -37,6 +39,7 @@ fn plain(format: &'static Format, element: Element) -> Shape {
         gated: false,
         residual: false,
         single: true,
+        wide: false,
     }
 }
 
@@ -89,7 +92,7 @@ pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receip
 }
 
 /// Formats whose products are of integers.
-fn formats() -> impl Iterator<Item = &'static Format> {
+pub(crate) fn formats() -> impl Iterator<Item = &'static Format> {
     FORMATS.iter().copied().filter(|format| format.scheme == Scheme::WeightActivation && format.tiles.is_some())
 }
 
@@ -126,42 +129,54 @@ fn judged_all(
     receipts: &mut Receipts,
     shapes: fn(&'static Format) -> Vec<Shape>,
 ) -> Result<usize, DeviceError> {
-    let (stream, runs) = (device.stream()?, options.runs);
-    let mut count = 0;
-    for format in formats() {
-        let shapes = shapes(format);
-        for shape in &shapes {
-            let fault = match judged(&stream, shape, options, receipts) {
-                Ok(Ok(by_blas)) => {
-                    if by_blas {
-                        if !are_rows(format) {
-                            receipts.checked(format.name, &format!("{}_codes", format.name), true, 0.0, 1);
-                        }
-                        receipts.checked("finish", "finish_integers", shape.single, 0.0, 1);
+    let stream = device.stream()?;
+    Ok(formats().map(|format| judged_these(&stream, options, receipts, format, &shapes(format))).sum())
+}
+
+/// The number of faults.
+pub(crate) fn judged_these(
+    stream: &Stream,
+    options: &Options,
+    receipts: &mut Receipts,
+    format: &Format,
+    shapes: &[Shape],
+) -> usize {
+    let (runs, mut count) = (options.runs, 0);
+    for shape in shapes {
+        let fault = match judged(stream, shape, options, receipts) {
+            Ok(Ok(by_blas)) => {
+                if by_blas {
+                    if !are_rows(format) {
+                        receipts.checked(format.name, &format!("{}_codes", format.name), true, 0.0, 1);
                     }
-                    None
+                    receipts.checked("finish", "finish_integers", shape.single, 0.0, 1);
                 }
-                Ok(Err(fault)) => Some(format!("{shape:?}: {fault}")),
-                Err(error) => Some(format!("{shape:?}: {error}")),
-            };
-            if let Some(fault) = fault {
-                println!("WRONG: {fault}");
-                // The kernels for many rows are of another unit.
-                receipts.fault(Some(format.name), &fault);
-                receipts.fault(Some("finish"), &fault);
-                count += 1;
+                None
             }
-            let once = match shape.rows {
-                17.. if shape.spread.is_none() => 64,
-                9.. => 16,
-                _ => 8,
-            };
-            let kernel = format!("{}_{once}", format.name);
-            receipts.checked(format.name, &kernel, shape.single, 0.0, runs);
+            Ok(Err(fault)) => Some(format!("{shape:?}: {fault}")),
+            Err(error) => Some(format!("{shape:?}: {error}")),
+        };
+        let unit = if shape.wide { format!("{}_wide", format.name) } else { format.name.to_owned() };
+        if let Some(fault) = fault {
+            println!("WRONG: {fault}");
+            receipts.fault(Some(&unit), &fault);
+            if !shape.wide {
+                // The kernels for many rows are of another unit.
+                receipts.fault(Some("finish"), &fault);
+            }
+            count += 1;
         }
-        println!("{}: {} shapes, {runs} runs each", format.name, shapes.len());
+        let once = match shape.rows {
+            _ if shape.wide => 256,
+            17.. if shape.spread.is_none() => 64,
+            9.. => 16,
+            _ => 8,
+        };
+        let kernel = format!("{}_{once}", format.name);
+        receipts.checked(&unit, &kernel, shape.single, 0.0, runs);
     }
-    Ok(count)
+    println!("{}: {} shapes, {runs} runs each", format.name, shapes.len());
+    count
 }
 
 /// What is wrong, or whether cuBLASLt was there to multiply too.
@@ -171,11 +186,11 @@ fn judged(
     options: &Options,
     receipts: &mut Receipts,
 ) -> Result<Result<bool, String>, DeviceError> {
-    let &Shape { format, element, n, k, rows, spread, gated, residual, single } = shape;
+    let &Shape { format, element, n, k, rows, spread, gated, residual, single, wide } = shape;
     let weight_codes = codes_of(format, n, k, k, (n + k) as u64);
     let packed = (format.pack)(&weight_codes);
     let weight = DeviceWeight::load(stream, format, &packed.stored(k, k), gated)?;
-    if rows > 16 && spread.is_none() {
+    if rows > 16 && spread.is_none() && !wide {
         receipts.dealt(&weight, n);
     }
     let outputs = weight.outputs();
@@ -217,7 +232,10 @@ fn judged(
     };
     let mut run = || -> Result<Vec<u8>, DeviceError> {
         stream.fill(&y, 0xff)?;
-        weight.product(stream, &product, &mut workspace)?;
+        match wide {
+            true => weight.product_wide(stream, &product)?,
+            false => weight.product(stream, &product, &mut workspace)?,
+        }
         let mut bytes = vec![0; y.bytes()];
         stream.read(&y, &mut bytes)?;
         Ok(bytes)
@@ -276,7 +294,7 @@ fn judged(
         return Ok(Err(fault));
     }
     // The same sums, whoever adds them up.
-    if options.without_blas {
+    if options.without_blas || wide {
         return Ok(Ok(false));
     }
     // Slabs of a row of tiles where there are few.

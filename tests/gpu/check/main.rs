@@ -2,10 +2,10 @@
 //! driver that emulates one (`tests/emulated.rs`), where nothing it says is about a GPU.
 //!
 //! ```text
-//! gpu_check [--device N] [--only check|bench|tune|alone] [--runs N] [--small] [--without-blas] [--out FOLDER]
+//! gpu_check [--device N] [--only check|wide|bench|tune|alone] [--runs N] [--small] [--without-blas] [--out FOLDER]
 //! ```
 //!
-//! Prints a line per group of cases and tables of times, writes receipts (`<unit>.<device>.json`) to the folder after every part, and
+//! `wide` is what of `check` has to do with the kernels for 256 token rows at once. Prints a line per group of cases and tables of times, writes receipts (`<unit>.<device>.json`) to the folder after every part, and
 //! ends with status 1 if anything was wrong. `--small` leaves out what takes long: for compute-sanitizer, and for the emulation. `--without-blas` leaves
 //! cuBLASLt out, whose kernels are not ours to judge.
 
@@ -22,6 +22,7 @@ mod prefill;
 mod receipt;
 #[path = "../../../kernels/tests/support/mod.rs"]
 mod support;
+mod wide;
 
 use mbqc_kernels::cuda::{Device, DeviceError};
 use std::path::PathBuf;
@@ -59,8 +60,8 @@ fn options() -> Result<Options, String> {
             "--without-blas" => options.without_blas = true,
             "--only" => {
                 let part = next()?;
-                if !["check", "bench", "tune", "alone"].contains(&part.as_str()) {
-                    return Err(format!("--only {part}: there are check, bench, tune and alone"));
+                if !["check", "wide", "bench", "tune", "alone"].contains(&part.as_str()) {
+                    return Err(format!("--only {part}: there are check, wide, bench, tune and alone"));
                 }
                 options.only = Some(part);
             }
@@ -104,24 +105,27 @@ fn work(options: &Options) -> Result<usize, String> {
     println!("{:?}", device.about());
     let mut receipts = receipt::Receipts::new(&device, options.out.clone());
     let mut faults = 0;
-    if options.does("check") {
+    let only_wide = options.only.as_deref() == Some("wide");
+    if options.does("check") || only_wide {
         type Part = fn(&Arc<Device>, &Options, &mut receipt::Receipts) -> Result<usize, DeviceError>;
-        let parts: [(&str, Part); 6] = [
+        let parts: [(&str, Part); 7] = [
             ("few rows", check::all),
             ("integers", integers::all),
             ("norms", norms::all),
             ("many rows", prefill::all),
+            ("256 rows at once", wide::all),
             ("chains", chains::all),
             ("misuse", misuse::all),
         ];
         // What takes long comes last: should there be no time for it, the rest was seen.
-        let large: [(&str, Part); 3] = [
+        let large: [(&str, Part); 4] = [
             ("few rows, large", check::large),
             ("integers, large", integers::large),
             ("many rows, large", prefill::large),
+            ("256 rows at once, large", wide::large),
         ];
         let large = if options.small { &[][..] } else { &large[..] };
-        for (name, part) in parts.iter().chain(large) {
+        for (name, part) in parts.iter().chain(large).filter(|(name, _)| !only_wide || name.starts_with("256")) {
             let start = Instant::now();
             // What one part cannot do says nothing of the others.
             faults += part(&device, options, &mut receipts).unwrap_or_else(|error| {
@@ -132,13 +136,13 @@ fn work(options: &Options) -> Result<usize, String> {
             println!("{name}: {:.1} s", start.elapsed().as_secs_f64());
             receipts.write()?;
         }
-        for unit in receipts.unmet() {
+        for unit in if only_wide { Vec::new() } else { receipts.unmet() } {
             let fault = format!("{unit}: with 64 rows, blocks never shared a band, or never had several");
             println!("WRONG: {fault}");
             receipts.fault(Some(&unit), &fault);
             faults += 1;
         }
-        if !options.small && options.runs >= ENOUGH_RUNS {
+        if !options.small && !only_wide && options.runs >= ENOUGH_RUNS {
             receipts.complete();
         }
     }

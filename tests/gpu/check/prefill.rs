@@ -6,7 +6,7 @@ use crate::few_rows::{Case, GAP, Shape, bits, name, value};
 use crate::receipt::Receipts;
 use crate::support::Random;
 use mbqc_kernels::cuda::{
-    Dense, DenseProduct, Device, DeviceError, DeviceProduct, DeviceRows, Element, Prefill, Stream, Workspace,
+    Dense, DenseProduct, Device, DeviceError, DeviceProduct, DeviceRows, Element, Prefill, Stream, Way, Workspace,
 };
 use std::sync::Arc;
 
@@ -88,7 +88,7 @@ fn judged_all(stream: &Stream, shapes: &[Shape], receipts: &mut Receipts) -> usi
         // Slabs of one row of tiles, of a few, of all.
         let slab = [1, 2 * 3 * 32 * shape.k.next_multiple_of(8), 160 << 20][i % 3];
         let slab = if shape.n > 1000 { slab.max(24 << 20) } else { slab };
-        match judged(stream, &Case::random(*shape, &mut random), slab) {
+        match judged(stream, &Case::random(*shape, &mut random), Some(slab), 1) {
             Ok(Ok(error)) => {
                 // Otherwise cuBLASLt has done it.
                 if shape.single || shape.gated || !shape.y_stride().is_multiple_of(8) {
@@ -107,21 +107,39 @@ fn judged_all(stream: &Stream, shapes: &[Shape], receipts: &mut Receipts) -> usi
     count
 }
 
-/// The error, or what is wrong.
-fn judged(stream: &Stream, case: &Case, slab: usize) -> Result<Result<f64, String>, DeviceError> {
+/// The error, or what is wrong: of products by cuBLASLt, with slabs of so many bytes, or else by our own kernels.
+pub(crate) fn judged(
+    stream: &Stream,
+    case: &Case,
+    slab: Option<usize>,
+    runs: usize,
+) -> Result<Result<f64, String>, DeviceError> {
     let shape = case.shape;
     let placed = Placed::new(stream, case)?;
-    let mut prefill = Prefill::with_slab(stream, &[&placed.weight], shape.rows, slab)?;
+    let prefill = slab.map(|slab| Prefill::with_slab(stream, &[&placed.weight], shape.rows, slab));
+    let mut prefill = prefill.transpose()?;
+    let mut put = |product: &DeviceProduct<'_>| match &mut prefill {
+        Some(prefill) => placed.weight.product_of_many(stream, product, prefill),
+        None => placed.weight.product_wide(stream, product),
+    };
     let product = placed.product(&shape);
-    stream.fill(&placed.y, 0xff)?;
-    placed.weight.product_of_many(stream, &product, &mut prefill)?;
-    let mut y = vec![0; shape.bytes_of_y()];
-    stream.read(&placed.y, &mut y)?;
+    let mut run = || -> Result<Vec<u8>, DeviceError> {
+        stream.fill(&placed.y, 0xff)?;
+        put(&product)?;
+        let mut y = vec![0; shape.bytes_of_y()];
+        stream.read(&placed.y, &mut y).map(|()| y)
+    };
+    let y = run()?;
+    for _ in 1..runs {
+        if run()? != y {
+            return Ok(Err("runs differ".to_owned()));
+        }
+    }
     if shape.residual && !shape.single {
         // The residual may be where the outputs go. What lies between rows is not written.
         stream.copy(&placed.residual, &placed.y)?;
         let in_place = DeviceProduct { residual: Some(&placed.y), ..product };
-        placed.weight.product_of_many(stream, &in_place, &mut prefill)?;
+        put(&in_place)?;
         let mut again = vec![0; shape.bytes_of_y()];
         stream.read(&placed.y, &mut again)?;
         let row = 2 * shape.y_stride();
@@ -143,29 +161,30 @@ fn judged(stream: &Stream, case: &Case, slab: usize) -> Result<Result<f64, Strin
     Ok(if right { Ok(error) } else { Err(format!("relative error {error:e}, at most {most:e}")) })
 }
 
-/// Few rows are multiplied by our kernels, many by cuBLASLt: which rounds weights to 16 bits, so that their bits tell.
+/// Few rows are multiplied by our kernels, many by cuBLASLt or others of ours, which round weights to 16 bits, so that their bits tell.
 fn of_any(stream: &Stream, random: &mut Random, faults: &mut Vec<String>) -> Result<(), DeviceError> {
     let plain = Shape { n: 48, k: 130, blocks: 0, ..Shape::PLAIN };
-    let many = Placed::new(stream, &Case::new(plain, |_, _| 0.0))?.weight.many();
-    for rows in [1, many - 1, many] {
+    for rows in [1, 128, 129] {
         let shape = Shape { rows, ..plain };
         let placed = Placed::new(stream, &Case::random(shape, random))?;
         let mut prefill = Prefill::new(stream, &[&placed.weight], rows)?;
         let mut workspace = Workspace::new(stream, &[&placed.weight], None)?;
         let product = placed.product(&shape);
-        let mut of = |way: usize| -> Result<Vec<u8>, DeviceError> {
+        let mut of = |way: Option<Way>| -> Result<Vec<u8>, DeviceError> {
             stream.fill(&placed.y, 0xff)?;
             match way {
-                0 => placed.weight.product(stream, &product, &mut workspace)?,
-                1 => placed.weight.product_of_many(stream, &product, &mut prefill)?,
-                _ => placed.weight.product_of_any(stream, &product, &mut workspace, &mut prefill)?,
+                Some(Way::Sliced) => placed.weight.product(stream, &product, &mut workspace)?,
+                Some(Way::Wide) => placed.weight.product_wide(stream, &product)?,
+                Some(Way::Blas) => placed.weight.product_of_many(stream, &product, &mut prefill)?,
+                None => placed.weight.product_of_any(stream, &product, &mut workspace, Some(&mut prefill))?,
             }
             let mut y = vec![0; placed.y.bytes()];
             stream.read(&placed.y, &mut y)?;
             Ok(y)
         };
-        let (few, by_blas, any) = (of(0)?, of(1)?, of(2)?);
-        if few == by_blas || any != if rows < many { few } else { by_blas } {
+        let (few, by_blas, any) = (of(Some(Way::Sliced))?, of(Some(Way::Blas))?, of(None)?);
+        let way = placed.weight.way(rows, true);
+        if few == by_blas || any != of(Some(way))? || (rows == 1) != (way == Way::Sliced) && rows != 128 {
             faults.push(format!("{rows} rows are not multiplied in the way that is thought to be faster"));
         }
     }

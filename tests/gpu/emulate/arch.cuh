@@ -41,7 +41,8 @@ namespace emulated {
     exit(3);
 }
 
-const int MOST_THREADS = 256, LANES = 32;
+// Of a block, and blocks of a cluster, which run at the same time.
+const int MOST_THREADS = 256, LANES = 32, MOST_BLOCKS = 2;
 
 // All threads of a warp or a block at one place of the program.
 struct Meeting {
@@ -56,6 +57,13 @@ struct Copy {
     u8 bytes[16];
 };
 
+struct Fiber;
+// What goes on beside the threads.
+static void go_on(bool nothing_else);
+// What a thread leaves behind.
+static void end_of(Fiber& fiber);
+static void end_of_cluster();
+
 struct Fiber {
     ucontext_t context;
     std::vector<char> stack;
@@ -65,15 +73,29 @@ struct Fiber {
     u64 round = 0;
     std::vector<Copy> copies;
     std::vector<size_t> closed;  // how many copies there were, each time
+    std::vector<const u8*> unfenced;  // chunks that it wrote to shared memory since the last fence
+};
+
+struct Block {
+    int x, y;
+    std::unique_ptr<u8, void (*)(void*)> memory{nullptr, free};
+    size_t bytes;
+    std::vector<bool> unfenced;  // chunks of 16 bytes that tensor cores may not see yet
+    Meeting warps[MOST_THREADS / LANES], all;
+    u64 arrived_in;
 };
 
 static std::mt19937_64 random_numbers;
 static ucontext_t scheduler;
-static Fiber fibers[MOST_THREADS];
-static int current, at_x, at_y;
-static std::unique_ptr<u8, void (*)(void*)> shared(nullptr, free);
-static Meeting warps[MOST_THREADS / LANES], block;
+static Fiber fibers[MOST_BLOCKS * MOST_THREADS];
+static Block blocks[MOST_BLOCKS];
+// Among all fibers: those of a block follow one another.
+static int current;
+static Meeting cluster;
 static std::function<void()> body;
+
+static Block& own_block() { return blocks[current / MOST_THREADS]; }
+static Meeting& own_warp() { return own_block().warps[current % MOST_THREADS / LANES]; }
 
 // A sum that a block leaves for another. It is published by an arrival of its block behind a barrier.
 struct Partial {
@@ -82,15 +104,14 @@ struct Partial {
 };
 
 static std::map<const float*, Partial> partials;
-static u64 arrived_in;
 
 static void publish() {
     for (auto& [at, partial] : partials) {
         if (partial.published) continue;
-        if (partial.round == block.round) fail("a block arrives without a barrier after its partial sums");
+        if (partial.round == own_block().all.round) fail("a block arrives without a barrier after its partial sums");
         partial.published = true;
     }
-    arrived_in = block.round;
+    own_block().arrived_in = own_block().all.round;
 }
 
 // What the kernels before have written may be read, and what they read be overwritten.
@@ -120,57 +141,79 @@ static void run_fiber() {
     body();
     if (!fibers[current].waited) fail("a thread ends without having waited for the kernels before");
     if (!fibers[current].copies.empty()) fail("a thread ends while copies to shared memory are on their way");
+    end_of(fibers[current]);
     fibers[current].done = true;
     for (;;) give_way();
 }
 
-// Runs the blocks of a grid one after another, in a random order.
-static void launch(int blocks_x, int blocks_y, int threads, size_t shared_bytes, u64 seed, const std::function<void()>& kernel) {
+static void start(int block, int x, int y, int threads, size_t shared_bytes) {
+    Block& own = blocks[block];
+    own.x = x, own.y = y, own.bytes = shared_bytes;
+    // No more aligned than shared memory has to be.
+    own.memory.reset((u8*)aligned_alloc(16, (shared_bytes + 15) / 16 * 16));
+    memset(own.memory.get(), 0xff, shared_bytes);  // NaN
+    own.unfenced.assign(shared_bytes / 16 + 1, false);
+    own.all = Meeting{threads};
+    own.arrived_in = ~0ull;
+    for (Meeting& warp : own.warps) warp = Meeting{LANES};
+    for (int i = 0; i < threads; i++) {
+        Fiber& fiber = fibers[MOST_THREADS * block + i];
+        fiber.stack.resize(64 << 10);  // The sanitizer clears what it knows of it whenever fibers take turns.
+        fiber.done = fiber.waited = false;
+        fiber.waits = nullptr;
+        fiber.copies.clear();
+        fiber.closed.clear();
+        fiber.unfenced.clear();
+        getcontext(&fiber.context);
+        fiber.context.uc_stack.ss_sp = fiber.stack.data();
+        fiber.context.uc_stack.ss_size = fiber.stack.size();
+        fiber.context.uc_link = nullptr;
+        makecontext(&fiber.context, run_fiber, 0);
+    }
+}
+
+// Runs the blocks of a grid one after another, in a random order; those of a cluster, which follow one another in the second direction,
+// at the same time.
+static void launch(int blocks_x, int blocks_y, int threads, size_t shared_bytes, u64 seed, int together, const std::function<void()>& kernel) {
     random_numbers.seed(seed);
     body = kernel;
     partials.clear();
-    std::vector<int> order(blocks_x * blocks_y);
+    std::vector<int> order(blocks_x * blocks_y / together);
     for (size_t i = 0; i < order.size(); i++) order[i] = (int)i;
     std::shuffle(order.begin(), order.end(), random_numbers);
     for (int index : order) {
-        at_x = index % blocks_x, at_y = index / blocks_x;
-        shared.reset((u8*)aligned_alloc(16, shared_bytes));
-        memset(shared.get(), 0xff, shared_bytes);  // NaN
-        block = Meeting{threads};
-        arrived_in = ~0ull;
-        for (Meeting& warp : warps) warp = Meeting{LANES};
-        for (int i = 0; i < threads; i++) {
-            Fiber& fiber = fibers[i];
-            fiber.stack.resize(64 << 10);  // The sanitizer clears what it knows of it whenever fibers take turns.
-            fiber.done = fiber.waited = false;
-            fiber.waits = nullptr;
-            fiber.copies.clear();
-            fiber.closed.clear();
-            getcontext(&fiber.context);
-            fiber.context.uc_stack.ss_sp = fiber.stack.data();
-            fiber.context.uc_stack.ss_size = fiber.stack.size();
-            fiber.context.uc_link = nullptr;
-            makecontext(&fiber.context, run_fiber, 0);
-        }
-        std::vector<int> ready;
+        cluster = Meeting{threads * together};
+        for (int i = 0; i < together; i++) start(i, index % blocks_x, index / blocks_x * together + i, threads, shared_bytes);
+        std::vector<int> ready, some;
+        // How seldom a warp has its turn, of 256 times, unless no other can go on: so that some come to be far ahead of others.
+        const unsigned RATES[] = {0, 128, 252};
+        unsigned seldom[MOST_BLOCKS * MOST_THREADS / LANES];
+        for (unsigned& one : seldom) one = RATES[random_numbers() % 3];
         for (;;) {
             ready.clear();
             bool all_done = true;
-            for (int i = 0; i < threads; i++) {
+            for (int i = 0; i < MOST_THREADS * together; i++) {
                 Fiber& fiber = fibers[i];
-                if (fiber.done) continue;
+                if (i % MOST_THREADS >= threads || fiber.done) continue;
                 all_done = false;
                 if (!fiber.waits || fiber.waits->round != fiber.round) ready.push_back(i);
             }
             if (all_done) break;
-            if (ready.empty()) fail("threads wait for others that have ended or wait elsewhere");
-            std::shuffle(ready.begin(), ready.end(), random_numbers);
-            for (int i : ready) {
+            go_on(ready.empty());
+            bool skipped[MOST_BLOCKS * MOST_THREADS / LANES];
+            for (int i = 0; i < MOST_BLOCKS * MOST_THREADS / LANES; i++) skipped[i] = random_numbers() % 256 < seldom[i];
+            some.clear();
+            for (int i : ready)
+                if (!skipped[i / LANES]) some.push_back(i);
+            if (some.empty()) some = ready;
+            std::shuffle(some.begin(), some.end(), random_numbers);
+            for (int i : some) {
                 fibers[i].waits = nullptr;
                 current = i;
                 swapcontext(&scheduler, &fibers[i].context);
             }
         }
+        end_of_cluster();
     }
 }
 
@@ -205,14 +248,14 @@ static void aligned(const void* at, size_t bytes) {
 
 }  // namespace emulated
 
-DEVICE int thread() { return emulated::current; }
+DEVICE int thread() { return emulated::current % emulated::MOST_THREADS; }
 DEVICE int again(int number) { return number; }
-DEVICE int block_x() { return emulated::at_x; }
-DEVICE int block_y() { return emulated::at_y; }
-DEVICE u8* shared_memory() { return emulated::shared.get(); }
+DEVICE int block_x() { return emulated::own_block().x; }
+DEVICE int block_y() { return emulated::own_block().y; }
+DEVICE u8* shared_memory() { return emulated::own_block().memory.get(); }
 
 // A barrier elsewhere is another barrier.
-#define sync() emulated::meet(emulated::block, [] { static const char place = 0; return &place; }(), [] {})
+#define sync() emulated::meet(emulated::own_block().all, [] { static const char place = 0; return &place; }(), [] {})
 
 DEVICE u32 arrive(u32* count) {
     emulated::publish();
@@ -282,6 +325,14 @@ DEVICE Words load_shared(const u8* at) {
     return words;
 }
 
+DEVICE void store_shared(u8* at, const Words& words) {
+    emulated::aligned(at, 16);
+    memcpy(at, &words, 16);
+    emulated::fibers[emulated::current].unfenced.push_back(at);
+    emulated::Block& block = emulated::own_block();
+    block.unfenced[(at - block.memory.get()) / 16] = true;
+}
+
 DEVICE u32 load_shared_word(const u8* at) {
     emulated::aligned(at, 4);
     u32 word;
@@ -291,7 +342,7 @@ DEVICE u32 load_shared_word(const u8* at) {
 
 DEVICE void store_partial(float* at, float value) {
     emulated::after_wait();
-    emulated::partials[at] = {false, emulated::block.round};
+    emulated::partials[at] = {false, emulated::own_block().all.round};
     *at = value;
 }
 
@@ -301,7 +352,7 @@ DEVICE Words load_partials(const float* at) {
         auto found = emulated::partials.find(at + i);
         if (found == emulated::partials.end() || !found->second.published) emulated::fail("a partial sum is read that no block has published");
     }
-    if (emulated::arrived_in == emulated::block.round) emulated::fail("partial sums are read without a barrier after the arrival");
+    if (emulated::own_block().arrived_in == emulated::own_block().all.round) emulated::fail("partial sums are read without a barrier after the arrival");
     Words words;
     memcpy(&words, at, 16);
     return words;
@@ -338,14 +389,14 @@ DEVICE u32 minus(T type, u32 a, u32 b) {
 }
 
 DEVICE u32 of_lane(u32 value, int lane) {
-    static u32 values[emulated::MOST_THREADS];
-    int warp = thread() / 32;
-    values[thread()] = value;
+    static u32 values[emulated::MOST_BLOCKS * emulated::MOST_THREADS];
+    int warp = emulated::current / 32;
+    values[emulated::current] = value;
     static const char place = 0;
-    emulated::meet(emulated::warps[warp], &place, [] {});
+    emulated::meet(emulated::own_warp(), &place, [] {});
     u32 answer = values[32 * warp + lane];
     // Nobody writes again before all have read.
-    emulated::meet(emulated::warps[warp], &place, [] {});
+    emulated::meet(emulated::own_warp(), &place, [] {});
     return answer;
 }
 
@@ -356,11 +407,11 @@ DEVICE void mma(T type, float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
         float* d;
         u32 a[4], b[2];
     };
-    static Lane lanes[emulated::MOST_THREADS];
-    int warp = thread() / 32;
-    lanes[thread()] = {d, {a[0], a[1], a[2], a[3]}, {b0, b1}};
+    static Lane lanes[emulated::MOST_BLOCKS * emulated::MOST_THREADS];
+    int warp = emulated::current / 32;
+    lanes[emulated::current] = {d, {a[0], a[1], a[2], a[3]}, {b0, b1}};
     static const char place = 0;
-    emulated::meet(emulated::warps[warp], &place, [=] {
+    emulated::meet(emulated::own_warp(), &place, [=] {
         auto half = [&](u32 word, int i) { return to_float(type, (u16)(word >> 16 * i)); };
         float left[16][16], right[16][8];
         for (int lane = 0; lane < 32; lane++) {
@@ -388,11 +439,11 @@ DEVICE void mma(int (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
         int* d;
         u32 a[4], b[2];
     };
-    static Lane lanes[emulated::MOST_THREADS];
-    int warp = thread() / 32;
-    lanes[thread()] = {d, {a[0], a[1], a[2], a[3]}, {b0, b1}};
+    static Lane lanes[emulated::MOST_BLOCKS * emulated::MOST_THREADS];
+    int warp = emulated::current / 32;
+    lanes[emulated::current] = {d, {a[0], a[1], a[2], a[3]}, {b0, b1}};
     static const char place = 0;
-    emulated::meet(emulated::warps[warp], &place, [=] {
+    emulated::meet(emulated::own_warp(), &place, [=] {
         int left[16][32], right[32][8];
         for (int lane = 0; lane < 32; lane++) {
             const Lane& l = lanes[32 * warp + lane];

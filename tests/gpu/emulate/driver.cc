@@ -209,13 +209,26 @@ API cuLaunchKernelEx(const Config* config, const Entry* entry, void** parameters
     Config copy = *config;
     static u64 seed;
     if ((int)copy.block[0] != entry->threads || copy.block[1] != 1 || copy.grid[2] != 1) return INVALID_VALUE;
-    if ((int)copy.shared != entry->shared(parameters[0])) return INVALID_VALUE;
+    if ((int)copy.shared != entry->shared(parameters[0]) || copy.grid[1] % entry->together != 0) return INVALID_VALUE;
     if (copy.shared > 48 << 10 && (int)copy.shared > shared_allowed[entry]) return INVALID_VALUE;
     auto arguments = std::make_shared<std::vector<char>>((char*)parameters[0], (char*)parameters[0] + entry->bytes);
     put(config->stream, [=] {
-        emulated::launch(copy.grid[0], copy.grid[1], copy.block[0], std::max(16u, copy.shared), seed++, [&] { entry->run(arguments->data()); });
+        emulated::launch(copy.grid[0], copy.grid[1], copy.block[0], std::max(16u, copy.shared), seed++, entry->together, [&] { entry->run(arguments->data()); });
     });
     return SUCCESS;
+}
+
+// Rows of numbers, of which boxes are copied with the chunks of 128 bytes in another order.
+API cuTensorMapEncodeTiled(Map* map, int type, u32 rank, void* memory, const u64* sizes, const u64* strides, const u32* box, const u32* steps, int interleave,
+                           int swizzle, int promotion, int fill) {
+    enum { BYTE_TYPE = 0, SHORT_TYPE = 1, SWIZZLE_128B = 3, PROMOTION_256B = 3 };
+    u32 size = type == BYTE_TYPE ? 1 : 2;
+    bool right = (type == BYTE_TYPE || type == SHORT_TYPE) && rank == 2 && interleave == 0 && swizzle == SWIZZLE_128B && promotion <= PROMOTION_256B && fill == 0;
+    right &= (u64)map % 128 == 0 && (u64)memory % 16 == 0 && strides[0] % 16 == 0 && strides[0] < 1ull << 40 && steps[0] == 1 && steps[1] == 1;
+    right &= sizes[0] - 1 < 1ull << 32 && sizes[1] - 1 < 1ull << 32 && box[0] * size == 128 && box[1] - 1 < 256;
+    if (!right) return INVALID_VALUE;
+    emulated::Rows rows = {(const u8*)memory, sizes[0], sizes[1], strides[0], size, box[0], box[1]};
+    return memcpy(map, &rows, sizeof rows), SUCCESS;
 }
 
 // cuBLASLt, as far as `kernels/cuda/driver/blas.rs` uses it: D = op(A) B in f32, or with a bias and C added and rounded to 16 bits, or of bytes in 32-bit integers; columns

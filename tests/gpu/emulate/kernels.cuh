@@ -3,10 +3,15 @@
 #include "../../../kernels/cuda/finish.cu"
 #include "../../../kernels/cuda/norm.cu"
 #include "../../../kernels/w2/kernel.cu"
+#include "../../../kernels/w2/wide.cu"
 #include "../../../kernels/w3/kernel.cu"
+#include "../../../kernels/w3/wide.cu"
 #include "../../../kernels/w4/kernel.cu"
+#include "../../../kernels/w4/wide.cu"
 #include "../../../kernels/w4a8/kernel.cu"
+#include "../../../kernels/w4a8/wide.cu"
 #include "../../../kernels/w8a8/kernel.cu"
+#include "../../../kernels/w8a8/wide.cu"
 
 struct Entry {
     const char* name;
@@ -15,11 +20,15 @@ struct Entry {
     int threads;
     int (*shared)(const void* arguments);  // bytes of dynamic shared memory
     int blocks;  // that a multiprocessor runs side by side
+    int together;  // blocks of a cluster
 };
 
-template <class Arguments, void KERNEL_OF(Arguments)>
+template <class Arguments, void KERNEL_OF(const Arguments)>
 static void run_kernel(const void* arguments) {
-    KERNEL_OF(*(const Arguments*)arguments);
+    // Some have to lie where it is round.
+    Arguments own;
+    memcpy(&own, arguments, sizeof own);
+    KERNEL_OF(own);
 }
 
 template <int BYTES>
@@ -33,7 +42,9 @@ static int of_middle(const void* arguments) {
     return middle_shared<Kind>(((const Small*)arguments)->together_log);
 }
 
-#define ENTRY_WITH(name, Arguments, threads, shared) {#name, run_kernel<const Arguments, name>, sizeof(Arguments), threads, shared, name##_blocks}
+#define ENTRY_OF(name, Arguments, threads, shared, together) \
+    {#name, run_kernel<Arguments, name>, sizeof(Arguments), threads, shared, name##_blocks, together}
+#define ENTRY_WITH(name, Arguments, threads, shared) ENTRY_OF(name, Arguments, threads, shared, 1)
 #define ENTRY(name, Arguments, threads, shared) ENTRY_WITH(name, Arguments, threads, (always<shared>))
 #define ROWS_ENTRY(name, type, rows, group) ENTRY(name##_##type##_##rows##_g##group, Small, 256, small_shared<rows / 8>())
 #define GROUPS(name, type, rows) \
@@ -47,7 +58,16 @@ static int of_middle(const void* arguments) {
     ENTRY(name##_dequantize_f16, Dequantize, 128, 0), ENTRY(name##_dequantize_bf16, Dequantize, 128, 0)
 #define MIDDLE_ENTRY(name, type, T, Weight) ENTRY_WITH(name##_##type##_64, Middle, 256, (of_middle<Grouped<T, Weight<T>>>))
 #define MIDDLE_ENTRIES(name, Weight) MIDDLE_ENTRY(name, f16, F16, Weight), MIDDLE_ENTRY(name, bf16, BF16, Weight)
+#define WIDE_ENTRY(name, Arguments) ENTRY_OF(name##_256, Arguments, 256, always<wide_shared()>, 2)
 static const Entry KERNELS[] = {
+    WIDE_ENTRY(w2a16_f16, Wide),
+    WIDE_ENTRY(w2a16_bf16, Wide),
+    WIDE_ENTRY(w3a16_f16, Wide),
+    WIDE_ENTRY(w3a16_bf16, Wide),
+    WIDE_ENTRY(w4a16_f16, Wide),
+    WIDE_ENTRY(w4a16_bf16, Wide),
+    WIDE_ENTRY(w4a8, WideIntegers),
+    WIDE_ENTRY(w8a8, WideIntegers),
     ENTRIES(w2a16),
     ENTRIES(w3a16),
     ENTRIES(w4a16),

@@ -1,0 +1,194 @@
+//! Products with many token rows by kernels of our own, on sm_90a: 128 output channels of 256 token rows at once. Nothing is made of a
+//! weight, nor left in memory between.
+
+use super::driver::{BOX_BYTES, Device, Grid, Kernel, Map, MappedRows, Stream};
+use super::error::DeviceError;
+use super::estimate::{LAUNCH, ManyRows};
+use super::middle::MIDDLE_ROWS;
+use super::prefill::Prefill;
+use super::rows::ToRows;
+use super::tiles::{TILE_CHANNELS, TILE_K, TileCodes};
+use super::weight::{Arguments, DeviceProduct, DeviceWeight, Element, IntegerArguments, ROWS_AT_ONCE};
+use super::workspace::Workspace;
+
+/// The one compute capability whose tensor cores read what kernels ask for in `hopper.cuh`.
+pub const WIDE: Option<(u32, u32)> = Some((9, 0));
+
+/// What a block makes: output channels, token rows.
+pub(super) const WIDE_CHANNELS: usize = 128;
+pub(super) const WIDE_ROWS: usize = 256;
+
+/// Blocks of a cluster, which have channels that follow one another.
+const CLUSTER: usize = 2;
+
+/// Bytes of shared memory: `wide_shared` in `wide.cuh`.
+const SHARED: usize = 1024 + 5 * 128 * WIDE_ROWS + 3 * 128 * WIDE_CHANNELS + 8 * 6;
+
+/// Token rows from which on cuBLASLt is thought to be faster, numbers and all, than as many passes of the kernel for 64, where there are
+/// no wide kernels: by what is predicted of 3584 x 18944 on an H200, as in README's table, after two passes of `w3` and of `w4a8`.
+const MANY_ROWS: usize = 129;
+
+/// The least that cuBLASLt surely takes, where it multiplies by rows of bytes as they are; fewer of them are thought to be slower.
+const MANY_ROWS_AS_THEY_ARE: usize = 32;
+
+/// By which kernels a product is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Way {
+    /// [`DeviceWeight::product`]: those for few token rows, and for 64.
+    Sliced,
+    /// [`DeviceWeight::product_wide`].
+    Wide,
+    /// [`DeviceWeight::product_of_many`].
+    Blas,
+}
+
+/// The kernels of a format, by element.
+#[derive(Clone, Debug)]
+pub(super) struct Wide([Kernel; 2]);
+
+/// The one parameter of a kernel: `Wide` in `wide.cuh`.
+#[repr(C)]
+struct WideArguments {
+    x: Map,
+    few: Arguments,
+    groups: i32,
+}
+
+/// The one parameter of a kernel: `WideIntegers` in `wide.cuh`.
+#[repr(C)]
+struct WideIntegerArguments {
+    x: Map,
+    of: IntegerArguments,
+}
+
+impl Wide {
+    /// `None` where a device has no such tensor cores or too little shared memory.
+    pub(super) fn load(
+        device: &Device,
+        codes: &TileCodes,
+        format: &str,
+        groups: usize,
+    ) -> Result<Option<Wide>, DeviceError> {
+        let about = device.about();
+        if WIDE != Some(about.capability) || about.shared < SHARED {
+            return Ok(None);
+        }
+        let kernel = |element| {
+            let name = match groups {
+                0 => format!("{format}_{WIDE_ROWS}"),
+                _ => format!("{format}a16_{element}_{WIDE_ROWS}"),
+            };
+            device.kernel_with_shared(codes.wide, &name, SHARED)
+        };
+        Ok(Some(Wide([kernel("f16")?, kernel("bf16")?])))
+    }
+}
+
+impl DeviceWeight {
+    /// Whether the device has what [`DeviceWeight::product_wide`] takes.
+    pub fn is_wide(&self) -> bool {
+        self.wide.is_some()
+    }
+
+    /// The way that is thought to be fastest for that many token rows, with cuBLASLt or without. No device was asked: `gpu_check --only
+    /// bench` tells all times.
+    pub fn way(&self, rows: usize, with_blas: bool) -> Way {
+        let as_it_is = matches!(self.to_rows, ToRows::AsTheyAre);
+        let least = if as_it_is { MANY_ROWS_AS_THEY_ARE } else { ROWS_AT_ONCE + 1 };
+        if self.wide.is_none() {
+            let least = if as_it_is { least } else { MANY_ROWS };
+            return if with_blas && rows >= least { Way::Blas } else { Way::Sliced };
+        }
+        let many = ManyRows {
+            n: self.n(),
+            k: self.k(),
+            rows,
+            tile: self.bytes() / (self.row_tiles() * self.k_tiles()),
+            number: if self.of_integers() { 1 } else { 2 },
+            as_it_is,
+        };
+        let mut best = (Way::Sliced, rows.div_ceil(MIDDLE_ROWS) as f64 * (self.middle.seconds + LAUNCH));
+        let multiprocessors = self.tiles().device().about().multiprocessors;
+        let others = [
+            (Way::Wide, rows > ROWS_AT_ONCE, many.wide(multiprocessors)),
+            (Way::Blas, with_blas && rows >= least, many.by_blas()),
+        ];
+        for (way, is_one, seconds) in others {
+            if is_one && seconds < best.1 {
+                best = (way, seconds);
+            }
+        }
+        best.0
+    }
+
+    /// Puts `y = x W^T` into the stream in the way that is thought to be fastest for that many token rows; without `prefill` by our
+    /// own kernels.
+    ///
+    /// # Errors
+    ///
+    /// As for [`DeviceWeight::product`], [`DeviceWeight::product_wide`] or [`DeviceWeight::product_of_many`].
+    pub fn product_of_any(
+        &self,
+        stream: &Stream,
+        product: &DeviceProduct<'_>,
+        workspace: &mut Workspace,
+        prefill: Option<&mut Prefill>,
+    ) -> Result<(), DeviceError> {
+        match (self.way(product.rows, prefill.is_some()), prefill) {
+            (Way::Blas, Some(prefill)) => self.product_of_many(stream, product, prefill),
+            (Way::Wide, _) => self.product_wide(stream, product),
+            _ => self.product(stream, product, workspace),
+        }
+    }
+
+    /// Puts `y = x W^T` into the stream, as [`DeviceWeight::product`] does (a spread means nothing here), in time that many token rows
+    /// are worth, without other memory. Weights are rounded to the element of the product; where activations are bytes, sums
+    /// are exact. A token row is the same bits alone and among others.
+    ///
+    /// # Errors
+    ///
+    /// As for [`DeviceWeight::product`]; if the device is not of compute capability 9.0.
+    pub fn product_wide(&self, stream: &Stream, product: &DeviceProduct<'_>) -> Result<(), DeviceError> {
+        let &DeviceProduct { x, rows, element, .. } = product;
+        if rows == 0 {
+            return Ok(());
+        }
+        self.check(stream, product)?;
+        let Some(Wide(kernels)) = &self.wide else {
+            let (major, minor) = stream.device().about().capability;
+            let expected = "90, for products of 256 token rows at once; others take all devices".to_owned();
+            let found = (10 * major + minor) as usize;
+            return Err(DeviceError::Shape { what: "the compute capability of the device", found, expected });
+        };
+        let (rows_of_x, number, _) = x.parts();
+        // Two blocks fetch half of the token rows each.
+        let map = MappedRows {
+            memory: rows_of_x.memory,
+            size: number,
+            columns: self.k(),
+            rows,
+            stride: rows_of_x.stride,
+            of_box: WIDE_ROWS / CLUSTER,
+        };
+        let x = map.map()?;
+        let channels = self.row_tiles().div_ceil(WIDE_CHANNELS / TILE_CHANNELS).next_multiple_of(CLUSTER);
+        let grid =
+            Grid { blocks: [rows.div_ceil(WIDE_ROWS) as u32, channels as u32], threads: 256, shared: SHARED as u32 };
+        let kernel = &kernels[usize::from(element == Element::Bf16)];
+        let few = self.arguments(product);
+        // SAFETY: the arguments are the parameters of these kernels, field by field; `check` has seen that all memory is as large as
+        // they expect, and all of it is in `uses`.
+        #[expect(unsafe_code, reason = "kernels trust their arguments")]
+        unsafe {
+            match self.integers(few, product) {
+                Some(of) => stream.launch(kernel, grid, &WideIntegerArguments { x, of }, &self.uses(product)),
+                None => {
+                    let groups = i32::try_from(self.groups()).expect("four at most");
+                    stream.launch(kernel, grid, &WideArguments { x, few, groups }, &self.uses(product))
+                }
+            }
+        }
+    }
+}
+
+const _: () = assert!(BOX_BYTES == 128 && TILE_K == 128, "a step of `wide.cuh`");

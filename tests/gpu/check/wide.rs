@@ -1,0 +1,124 @@
+//! Products with many token rows by our own kernels, which sm_90a has: as those by cuBLASLt are judged, and the same bits every time.
+
+use crate::Options;
+use crate::few_rows::{Case, Shape, name};
+use crate::integers::{self, formats};
+use crate::prefill;
+use crate::receipt::Receipts;
+use crate::support::{Random, codes_of};
+use mbqc_kernels::cuda::{Device, DeviceError, DeviceWeight, Element, Stream};
+use mbqc_kernels::{FORMATS, Format};
+use std::sync::Arc;
+
+/// One step along k and many; tiles whose second half k does not reach; rows of tiles that are too few for a block, or for a cluster; token
+/// rows that are, and several blocks of them.
+fn shapes() -> Vec<Shape> {
+    let mut shapes = Vec::new();
+    for element in Element::ALL {
+        let plain = Shape { element, rows: 21, n: 80, k: 300, blocks: 0, ..Shape::PLAIN };
+        for bits in [2, 3, 4] {
+            for group in [32, 64, 128, 256] {
+                shapes.push(Shape { bits, group, bias: true, ..plain });
+            }
+        }
+        for (rows, n, k) in [(1, 1, 1), (256, 128, 65), (129, 129, 128), (257, 300, 8)] {
+            shapes.push(Shape { rows, n, k, ..plain });
+        }
+        shapes.push(Shape { rows: 300, n: 60, k: 1090, single: false, residual: true, ..plain });
+        shapes.push(Shape { gated: true, bias: true, residual: true, n: 270, ..plain });
+        shapes.push(Shape { single: false, bias: true, n: 130, rows: 140, ..plain });
+    }
+    shapes
+}
+
+fn large_shapes() -> Vec<Shape> {
+    let shapes = Element::ALL.into_iter().flat_map(|element| {
+        let plain = Shape { element, k: 3584, blocks: 0, ..Shape::PLAIN };
+        [
+            Shape { bits: 3, n: 20000, rows: 1000, single: false, ..plain },
+            Shape { bits: 4, n: 18941, rows: 600, single: false, residual: true, bias: true, ..plain },
+            Shape { bits: 2, n: 37888, rows: 129, gated: true, ..plain },
+        ]
+    });
+    shapes.collect()
+}
+
+fn integer_shapes(format: &'static Format) -> Vec<integers::Shape> {
+    let mut shapes = Vec::new();
+    for element in Element::ALL {
+        let plain = integers::Shape { spread: None, wide: true, ..integers::plain(format, element) };
+        for (rows, n, k) in [(1, 1, 1), (256, 128, 128), (257, 129, 129), (40, 300, 900)] {
+            shapes.push(integers::Shape { rows, n, k, ..plain });
+        }
+        let gated = integers::Shape { rows: 30, n: 270, gated: true, ..plain };
+        shapes.extend([gated, integers::Shape { residual: true, single: false, ..gated }]);
+        shapes.push(integers::Shape { rows: 140, n: 130, k: 260, single: false, ..plain });
+    }
+    shapes
+}
+
+fn large_integer_shapes(format: &'static Format) -> Vec<integers::Shape> {
+    let shapes = Element::ALL.into_iter().flat_map(|element| {
+        let plain = integers::Shape { spread: None, wide: true, ..integers::plain(format, element) };
+        let large = integers::Shape { n: 20000, k: 3584, rows: 600, single: false, ..plain };
+        [
+            large,
+            integers::Shape { n: 3584, k: 18944, residual: true, ..large },
+            integers::Shape { gated: true, ..large },
+        ]
+    });
+    shapes.collect()
+}
+
+/// The number of faults.
+pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receipts) -> Result<usize, DeviceError> {
+    judged_all(device, options, receipts, &shapes(), integer_shapes)
+}
+
+/// The same of what takes long.
+pub(crate) fn large(device: &Arc<Device>, options: &Options, receipts: &mut Receipts) -> Result<usize, DeviceError> {
+    judged_all(device, options, receipts, &large_shapes(), large_integer_shapes)
+}
+
+fn judged_all(
+    device: &Arc<Device>,
+    options: &Options,
+    receipts: &mut Receipts,
+    shapes: &[Shape],
+    of_integers: fn(&'static Format) -> Vec<integers::Shape>,
+) -> Result<usize, DeviceError> {
+    let stream = device.stream()?;
+    if !there_are_kernels(&stream)? {
+        println!("256 rows at once: not checked, a device of sm_90 has kernels for that");
+        return Ok(0);
+    }
+    let mut random = Random(31);
+    let mut count = 0;
+    for shape in shapes {
+        let unit = format!("w{}_wide", shape.bits);
+        let fault = match prefill::judged(&stream, &Case::random(*shape, &mut random), None, options.runs) {
+            Ok(Ok(error)) => {
+                let kernel = format!("w{}a16_{}_256", shape.bits, name(shape.element));
+                receipts.checked(&unit, &kernel, shape.single, error, options.runs);
+                continue;
+            }
+            Ok(Err(fault)) => fault,
+            Err(error) => error.to_string(),
+        };
+        println!("WRONG: {shape:?}, 256 rows at once: {fault}");
+        receipts.fault(Some(&unit), &format!("{shape:?}: {fault}"));
+        count += 1;
+    }
+    println!("256 rows at once: {} shapes, {} runs each", shapes.len(), options.runs);
+    for format in formats() {
+        count += integers::judged_these(&stream, options, receipts, format, &of_integers(format));
+    }
+    Ok(count)
+}
+
+/// Whether the device has what it takes.
+fn there_are_kernels(stream: &Stream) -> Result<bool, DeviceError> {
+    let format = FORMATS.iter().copied().find(|format| format.name == "w3").expect("a format of the list");
+    let packed = (format.pack)(&codes_of(format, 32, 128, 128, 1));
+    Ok(DeviceWeight::load(stream, format, &packed.stored(128, 128), false)?.is_wide())
+}
