@@ -336,6 +336,7 @@ DEVICE void wide(const Kind& kind) {
     cluster_arrive();
     finish_wide(kind, memory, out, lane, warp);
     // The other block has arrived here for the last time: only then may the memory go.
+    sync_warp();
     cluster_wait();
 }
 
