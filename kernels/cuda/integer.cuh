@@ -15,7 +15,10 @@ struct IntegerSums {
     int brain;
     static DEVICE float stored(Sum sum) { return as_float((u32)sum); }
     static DEVICE Sum loaded(float bits) { return (int)as_bits(bits); }
-    DEVICE float value(Sum sum, int channel, int row) const { return (float)sum * (scales[channel] * token_scales[row]); }
+    DEVICE float value(Sum sum, int channel, int row) const { return scaled(sum, of_channel(channel), of_row(row)); }
+    DEVICE float of_channel(int channel) const { return scales[channel]; }
+    DEVICE float of_row(int row) const { return token_scales[row]; }
+    static DEVICE float scaled(Sum sum, float of_channel, float of_row) { return (float)sum * (of_channel * of_row); }
     DEVICE float number(u16 bits) const { return brain ? to_float(BF16(), bits) : to_float(F16(), bits); }
     DEVICE u16 rounded(float value) const { return brain ? from_float(BF16(), value) : from_float(F16(), value); }
 };

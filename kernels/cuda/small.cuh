@@ -156,6 +156,10 @@ struct FloatSums {
     static DEVICE float stored(Sum sum) { return sum; }
     static DEVICE Sum loaded(float bits) { return bits; }
     DEVICE float value(Sum sum, int, int) const { return sum; }
+    // The same with what belongs to the channel and to the token row, read before.
+    static DEVICE float of_channel(int) { return 1.0f; }
+    static DEVICE float of_row(int) { return 1.0f; }
+    static DEVICE float scaled(Sum sum, float, float) { return sum; }
     static DEVICE float number(u16 bits) { return to_float(T(), bits); }
     static DEVICE u16 rounded(float value) { return from_float(T(), value); }
 };

@@ -123,6 +123,7 @@ struct WideNumbers {
 
     static DEVICE void multiply(Sum (&out)[128], u64 a, u64 b) { wide_product(T(), out, a, b); }
     static DEVICE Sum whole(Sum sum) { return sum; }
+    // For the token rows from one on.
     DEVICE FloatSums<T> sums(int) const { return FloatSums<T>(); }
 };
 
@@ -194,25 +195,109 @@ DEVICE void fetch_wide(const Kind& kind, const WideMemory& memory, int step) {
 // Where the sum of an output lies in shared memory, as in `shared_place`.
 DEVICE int wide_sum_place(int row, int column) { return 32 * WIDE_TILES * column + (row ^ 8 * (column / 2 % 4)); }
 
-// What a block has of one channel, to y: every other token row.
-template <class Sums>
-DEVICE void put_channel(const Small& a, const Sums& kind, const typename Sums::Sum* sums, int row, int channel) {
-    const int AT_ONCE = 8;
-    int end = a.rows < WIDE_ROWS ? a.rows : WIDE_ROWS;
+// Two sums of channels that follow one another.
+struct alignas(8) TwoSums {
+    u32 at[2];
+};
+
+// What a block has, to y, where two outputs of 16 bits are written at once: a thread has two channels, of every fourth token row or, with
+// partners, of every eighth.
+template <bool GATED, class Sums>
+DEVICE void put_pairs(const Small& a, const Sums& kind, const typename Sums::Sum* sums) {
+    typedef typename Sums::Sum Sum;
+    const int PAIRS = (GATED ? 16 : 32) * WIDE_TILES / 2, ROWS = 256 / PAIRS, AT_ONCE = 4, PARTNERS = GATED ? 2 : 1;
+    int pair = thread() % PAIRS, outputs = a.n / PARTNERS;
+    int row = GATED ? 32 * (pair / 8) + 2 * (pair % 8) : 2 * pair;
+    int channel = (GATED ? 16 : 32) * (WIDE_TILES * block_y() + row / 32) + row % 32;
+    if (channel >= outputs) return;
+    float scales[PARTNERS][2], biases[PARTNERS][2];
+#pragma unroll
+    for (int partner = 0; partner < PARTNERS; partner++)
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            int own = partner * outputs + channel + i;
+            scales[partner][i] = kind.of_channel(own);
+            // Whatever is added to that stays the same.
+            biases[partner][i] = a.bias ? kind.number(a.bias[own]) : -0.0f;
+        }
+    int first = thread() / PAIRS, end = a.rows < WIDE_ROWS ? a.rows : WIDE_ROWS;
+    // From one of its token rows to the next, sums lie in the same order again after two.
+    const Sum* from[2][PARTNERS];
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+#pragma unroll
+        for (int partner = 0; partner < PARTNERS; partner++) from[i][partner] = sums + wide_sum_place(row + 16 * partner, first + ROWS * i) - 32 * WIDE_TILES * ROWS * i;
+    u64 stride = (u64)ROWS * a.y_stride, at = (u64)first * a.y_stride + channel;
 #pragma unroll 1
-    for (int column = thread() / (32 * WIDE_TILES); column < end; column += 2 * AT_ONCE) {
+    for (int column = first; column < end; column += ROWS * AT_ONCE) {
         // What is read comes before what is written, so that much is on its way at once.
-        float values[AT_ONCE];
+        u32 others[AT_ONCE];
+        float of_rows[AT_ONCE];
 #pragma unroll
         for (int i = 0; i < AT_ONCE; i++) {
-            int own = column + 2 * i;
-            if (own >= end) continue;
-            typename Sums::Sum up = a.gated ? sums[wide_sum_place(row + 16, own)] : 0;
-            values[i] = finished(a, kind, channel, own, sums[wide_sum_place(row, own)], up);
+            others[i] = 0;
+            of_rows[i] = 0.0f;
+            if (column + ROWS * i >= end) continue;
+            of_rows[i] = kind.of_row(column + ROWS * i);
+            if (a.residual) others[i] = *(const u32*)(a.residual + (at + i * stride));
         }
 #pragma unroll
-        for (int i = 0; i < AT_ONCE; i++)
-            if (column + 2 * i < end) put(a, kind, channel, column + 2 * i, values[i]);
+        for (int i = 0; i < AT_ONCE; i++) {
+            float values[PARTNERS][2];
+#pragma unroll
+            for (int partner = 0; partner < PARTNERS; partner++) {
+                TwoSums two = *(const TwoSums*)(from[i % 2][partner] + 32 * WIDE_TILES * ROWS * i);
+#pragma unroll
+                for (int j = 0; j < 2; j++)
+                    values[partner][j] = kind.scaled(Sums::loaded(as_float(two.at[j])), scales[partner][j], of_rows[i]) + biases[partner][j];
+            }
+            u32 both = 0;
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                float value = values[0][j];
+                if (GATED) value = value * sigmoid(value) * values[PARTNERS - 1][j];
+                if (a.residual) value += kind.number((u16)(others[i] >> 16 * j));
+                both |= (u32)kind.rounded(value) << 16 * j;
+            }
+            if (column + ROWS * i < end) *(u32*)((u16*)a.y + (at + i * stride)) = both;
+        }
+        at += AT_ONCE * stride;
+#pragma unroll
+        for (int i = 0; i < 2 * PARTNERS; i++) from[i / PARTNERS][i % PARTNERS] += 32 * WIDE_TILES * ROWS * AT_ONCE;
+    }
+}
+
+template <class Sums>
+DEVICE void put_all_pairs(const Small& a, const Sums& kind, const typename Sums::Sum* sums) {
+    if (a.gated) {
+        put_pairs<true>(a, kind, sums);
+    } else {
+        put_pairs<false>(a, kind, sums);
+    }
+}
+
+// Which element it is, no loop has to ask.
+DEVICE void put_all_pairs(const Small& a, const IntegerSums& kind, const int* sums) {
+    IntegerSums own = kind;
+    if (kind.brain) {
+        own.brain = 1;
+        put_all_pairs<IntegerSums>(a, own, sums);
+    } else {
+        own.brain = 0;
+        put_all_pairs<IntegerSums>(a, own, sums);
+    }
+}
+
+// The same, an output at a time.
+template <class Sums>
+DEVICE void put_each(const Small& a, const Sums& kind, const typename Sums::Sum* sums) {
+    int end = a.rows < WIDE_ROWS ? a.rows : WIDE_ROWS;
+#pragma unroll 1
+    for (int o = thread(); o < 32 * WIDE_TILES * end; o += 256) {
+        int row = o % (32 * WIDE_TILES), column = o / (32 * WIDE_TILES);
+        if (a.gated && row % 32 >= 16) continue;
+        typename Sums::Sum up = a.gated ? sums[wide_sum_place(row + 16, column)] : 0;
+        finish(a, kind, WIDE_TILES * block_y() + row / 32, row % 32, column, sums[wide_sum_place(row, column)], up);
     }
 }
 
@@ -237,13 +322,10 @@ DEVICE void finish_wide(const Kind& kind, const WideMemory& memory, const typena
     some.rows -= first;
     some.y = (u8*)some.y + before * (some.single ? 4 : 2);
     if (some.residual) some.residual += before;
-    int row = thread() % CHANNELS, channel = (some.gated ? 16 : 32) * (WIDE_TILES * block_y() + row / 32) + row % 32;
-    if (channel >= outputs || (some.gated && row % 32 >= 16)) return;
-    // What most layers are is known beforehand.
-    if (some.gated || some.single || some.residual) return put_channel(some, kind.sums(first), sums, row, channel);
-    some.gated = some.single = 0;
-    some.residual = 0;
-    put_channel(some, kind.sums(first), sums, row, channel);
+    // Pairs of outputs lie in a word each.
+    bool pairs = !some.single && outputs % 2 == 0 && (((u64)some.y | (u64)some.residual) & 3) == 0 && some.y_stride % 2 == 0;
+    if (!pairs) return put_each(some, kind.sums(first), sums);
+    put_all_pairs(some, kind.sums(first), sums);
 }
 
 // Where a block is on its way along k.

@@ -13,7 +13,8 @@ struct W4Bytes : InTiles<4> {
         }
     }
 
-    static DEVICE int whole(int sum) { return sum / 16; }
+    // Exact: nothing is shifted out.
+    static DEVICE int whole(int sum) { return sum >> 4; }
 
     // As stored (`w4a8/mod.rs`): nibbles, the weight plus 8.
     static DEVICE int stored_bytes(int k) { return (k + 1) / 2; }

@@ -7,7 +7,7 @@ use mbqc_kernels::affine::Codes;
 use mbqc_kernels::cuda::Element;
 use mbqc_kernels::{FORMATS, Format, Packed, Stored};
 
-/// Outputs have room behind each row that nobody may touch.
+/// Outputs have room behind each row that nobody may touch: for so many, unless it is said otherwise.
 pub(crate) const GAP: usize = 3;
 
 /// The 16 bits of a number.
@@ -50,6 +50,7 @@ pub(crate) struct Shape {
     pub(crate) bias: bool,
     pub(crate) residual: bool,
     pub(crate) single: bool,
+    pub(crate) gap: usize,
 }
 
 impl Shape {
@@ -67,6 +68,7 @@ impl Shape {
         bias: false,
         residual: false,
         single: true,
+        gap: GAP,
     };
 
     /// Outputs of a token row.
@@ -81,7 +83,7 @@ impl Shape {
 
     /// From one row of y to the next.
     pub(crate) fn y_stride(&self) -> usize {
-        self.outputs() + GAP
+        self.outputs() + self.gap
     }
 
     pub(crate) fn format(&self) -> &'static Format {
@@ -167,7 +169,7 @@ impl Case {
         let row_bytes = self.shape.y_stride() * size;
         let mut all = Vec::new();
         for (row, bytes) in y.chunks(row_bytes).enumerate() {
-            let (own, gap) = bytes.split_at(row_bytes - GAP * size);
+            let (own, gap) = bytes.split_at(row_bytes - self.shape.gap * size);
             if gap.iter().any(|&byte| byte != 0xff) {
                 return Err(format!("something is written behind row {row}"));
             }

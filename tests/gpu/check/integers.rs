@@ -26,6 +26,7 @@ pub(crate) struct Shape {
     pub(crate) single: bool,
     /// By the kernels for 256 rows at once.
     pub(crate) wide: bool,
+    pub(crate) gap: usize,
 }
 
 pub(crate) fn plain(format: &'static Format, element: Element) -> Shape {
@@ -40,6 +41,7 @@ pub(crate) fn plain(format: &'static Format, element: Element) -> Shape {
         residual: false,
         single: true,
         wide: false,
+        gap: GAP,
     }
 }
 
@@ -186,7 +188,7 @@ fn judged(
     options: &Options,
     receipts: &mut Receipts,
 ) -> Result<Result<bool, String>, DeviceError> {
-    let &Shape { format, element, n, k, rows, spread, gated, residual, single, wide } = shape;
+    let &Shape { format, element, n, k, rows, spread, gated, residual, single, wide, gap } = shape;
     let weight_codes = codes_of(format, n, k, k, (n + k) as u64);
     let packed = (format.pack)(&weight_codes);
     let weight = DeviceWeight::load(stream, format, &packed.stored(k, k), gated)?;
@@ -194,7 +196,7 @@ fn judged(
         receipts.dealt(&weight, n);
     }
     let outputs = weight.outputs();
-    let (stride, y_stride) = (k.next_multiple_of(16) + 16, outputs + GAP);
+    let (stride, y_stride) = (k.next_multiple_of(16) + 16, outputs + gap);
 
     let mut random = Random(k as u64);
     // The extremes, too. What lies between rows must not matter.

@@ -1,7 +1,7 @@
 //! Products with many token rows by our own kernels, which sm_90a has: as those by cuBLASLt are judged, and the same bits every time.
 
 use crate::Options;
-use crate::few_rows::{Case, Shape, name};
+use crate::few_rows::{Case, GAP, Shape, name};
 use crate::integers::{self, formats};
 use crate::prefill;
 use crate::receipt::Receipts;
@@ -24,16 +24,22 @@ fn shapes() -> Vec<Shape> {
         for (rows, n, k) in [(1, 1, 1), (256, 128, 65), (129, 129, 128), (257, 300, 8)] {
             shapes.push(Shape { rows, n, k, ..plain });
         }
-        shapes.push(Shape { rows: 300, n: 60, k: 1090, single: false, residual: true, ..plain });
+        // Outputs one at a time; and two at a time, which lie in a word: with a gate, others, both, neither.
+        for gap in [GAP, 4] {
+            let halves = Shape { single: false, gap, ..plain };
+            shapes.push(Shape { rows: 300, n: 60, k: 1090, residual: true, ..halves });
+            shapes.push(Shape { gated: true, bias: true, residual: true, n: 268, ..halves });
+            shapes.push(Shape { bias: true, n: 130, rows: 140, ..halves });
+        }
+        shapes.push(Shape { gated: true, n: 70, rows: 9, single: false, gap: 1, ..plain });
         shapes.push(Shape { gated: true, bias: true, residual: true, n: 270, ..plain });
-        shapes.push(Shape { single: false, bias: true, n: 130, rows: 140, ..plain });
     }
     shapes
 }
 
 fn large_shapes() -> Vec<Shape> {
     let shapes = Element::ALL.into_iter().flat_map(|element| {
-        let plain = Shape { element, k: 3584, blocks: 0, ..Shape::PLAIN };
+        let plain = Shape { element, k: 3584, blocks: 0, gap: 4, ..Shape::PLAIN };
         [
             Shape { bits: 3, n: 20000, rows: 1000, single: false, ..plain },
             Shape { bits: 4, n: 18941, rows: 600, single: false, residual: true, bias: true, ..plain },
@@ -51,8 +57,12 @@ fn integer_shapes(format: &'static Format) -> Vec<integers::Shape> {
             shapes.push(integers::Shape { rows, n, k, ..plain });
         }
         let gated = integers::Shape { rows: 30, n: 270, gated: true, ..plain };
-        shapes.extend([gated, integers::Shape { residual: true, single: false, ..gated }]);
-        shapes.push(integers::Shape { rows: 140, n: 130, k: 260, single: false, ..plain });
+        shapes.push(gated);
+        for gap in [GAP, 4] {
+            let halves = integers::Shape { single: false, gap, ..plain };
+            shapes.push(integers::Shape { rows: 30, n: 268, gated: true, residual: true, ..halves });
+            shapes.push(integers::Shape { rows: 140, n: 130, k: 260, ..halves });
+        }
     }
     shapes
 }
@@ -60,7 +70,7 @@ fn integer_shapes(format: &'static Format) -> Vec<integers::Shape> {
 fn large_integer_shapes(format: &'static Format) -> Vec<integers::Shape> {
     let shapes = Element::ALL.into_iter().flat_map(|element| {
         let plain = integers::Shape { spread: None, wide: true, ..integers::plain(format, element) };
-        let large = integers::Shape { n: 20000, k: 3584, rows: 600, single: false, ..plain };
+        let large = integers::Shape { n: 20000, k: 3584, rows: 600, single: false, gap: 4, ..plain };
         [
             large,
             integers::Shape { n: 3584, k: 18944, residual: true, ..large },

@@ -78,7 +78,8 @@ struct Place {
 
 [[noreturn]] static void fail(const char* what) {
     fprintf(stderr, "emulated: %s\n", what);
-    exit(3);
+    // Nothing may be taken down from the stack of a thread of the device.
+    _Exit(3);
 }
 
 // Of a block, and blocks of a cluster, which run at the same time.
