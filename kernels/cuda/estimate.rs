@@ -108,6 +108,8 @@ mod tests {
             assert!((1e-6..1e-3).contains(&way(base)));
         }
         assert!(base.by_blas() > base.dense() && ManyRows { number: 1, ..base }.wide(132) < base.wide(132));
-        assert!(base.wide(3) > 40.0 * base.wide(132) / 2.0);
+        // 56 blocks: at once, or 19 times three.
+        let times = base.wide(3) / base.wide(132);
+        assert!((17.0..19.0).contains(&times), "{times}");
     }
 }

@@ -8,7 +8,8 @@ use zip::ZipArchive;
 
 use super::driver;
 
-/// Entries `<unit>.zip` with `<unit>.<architecture>.cubin`, not compressed by themselves; `<unit>.compute_80.ptx`; and `SOURCES`:
+/// Entries `<architecture>.zip` with `<unit>.<architecture>.cubin`, not compressed by themselves; `compute_80.zip` with
+/// `<unit>.compute_80.ptx`; and `SOURCES`:
 /// `options <the compiler's>`, then `<unit> <SHA-256 of its sources and the options>`.
 const ARCHIVE: &[u8] = include_bytes!("kernels.zip");
 
@@ -94,12 +95,12 @@ impl Form {
     /// A unit in this form.
     pub(super) fn image(self, unit: &Unit) -> Result<Image, String> {
         match self {
-            Form::Shipped { architecture, .. } => machine_code(unit, architecture).map(Image::Binary),
+            Form::Shipped { architecture, .. } => image(unit, architecture, "cubin").map(Image::Binary),
             Form::Compiled(capability) => {
                 driver::compile(unit.source, HEADERS, &told("options")?, capability).map(Image::Binary)
             }
             Form::Ptx => {
-                let bytes = entry(ARCHIVE, &format!("{}.compute_80.ptx", unit.name))?;
+                let bytes = image(unit, "compute_80", "ptx")?;
                 String::from_utf8(bytes).map(Image::Ptx).map_err(|error| error.to_string())
             }
         }
@@ -116,8 +117,9 @@ impl fmt::Display for Form {
     }
 }
 
-fn machine_code(unit: &Unit, architecture: &str) -> Result<Vec<u8>, String> {
-    entry(&entry(ARCHIVE, &format!("{}.zip", unit.name))?, &format!("{}.{architecture}.cubin", unit.name))
+fn image(unit: &Unit, architecture: &str, kind: &str) -> Result<Vec<u8>, String> {
+    let all = entry(ARCHIVE, &format!("{architecture}.zip"))?;
+    entry(&all, &format!("{}.{architecture}.{kind}", unit.name))
 }
 
 /// A file of an archive.

@@ -6,7 +6,7 @@ fails where one is above its ceiling. Nothing here runs a kernel.
     python tests/gpu/compile.py [--arch sm_90a]... [--archive]
 
 Without --archive, an archive that was made of other sources is a fault. With it, kernels/cuda/kernels.zip is made, which the
-library embeds: <unit>.zip of <unit>.<architecture>.cubin, <unit>.compute_80.ptx, and SOURCES with the compiler's options and the hash of each
+library embeds: <architecture>.zip of <unit>.<architecture>.cubin, compute_80.zip of <unit>.compute_80.ptx, and SOURCES with the compiler's options and the hash of each
 unit's sources; and tests/gpu/costs.json: the kernels of each unit, all of which a receipt has to name, and the instructions that a
 tile costs on sm_90a, from which the README's predictions come.
 Needs tests/requirements.txt.
@@ -136,12 +136,12 @@ class Lzma(zipfile.LZMACompressor):
 
 
 def write_archive(images):
-    """Reproducible: the same images make the same bytes. Those of a unit are much alike: packed as one they are smaller."""
+    """Reproducible: the same images make the same bytes. Those of an architecture are much alike: packed as one they are smaller."""
 
-    def unit(name):
+    def together(architecture):
         made = io.BytesIO()
         with zipfile.ZipFile(made, "w") as archive:
-            for image in sorted(image for image in images if image.startswith(f"{name}.") and image.endswith(".cubin")):
+            for image in sorted(image for image in images if image.split(".")[1] == architecture):
                 info = zipfile.ZipInfo(image)
                 # Instructions begin at multiples of 16 in the file, too: behind its header, a field that means nothing.
                 gap = -(made.tell() + 30 + len(image) + 4) % 16
@@ -157,10 +157,9 @@ def write_archive(images):
             archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_LZMA)
 
         put("SOURCES", hashes().encode(), Lzma.TEXT)
-        for name in UNITS:
-            put(f"{name}.zip", unit(name), Lzma.CODE)
-            for ptx in (image for image in images if image == f"{name}.compute_80.ptx"):
-                put(ptx, images[ptx], Lzma.TEXT)
+        for architecture in ARCHITECTURES:
+            put(f"{architecture}.zip", together(architecture), Lzma.CODE)
+        put("compute_80.zip", together("compute_80"), Lzma.TEXT)
 
 
 def archive_faults():
@@ -170,10 +169,10 @@ def archive_faults():
         return [f"{ARCHIVE.name} is not there: {again}"]
     with zipfile.ZipFile(ARCHIVE) as archive:
         names = set(archive.namelist())
-        zips = {f"{unit}.zip" for unit in UNITS}
+        zips = {f"{architecture}.zip" for architecture in [*ARCHITECTURES, "compute_80"]}
         wanted = {"SOURCES"} | zips
-        for unit in names & zips:
-            with zipfile.ZipFile(io.BytesIO(archive.read(unit))) as inner:
+        for architecture in names & zips:
+            with zipfile.ZipFile(io.BytesIO(archive.read(architecture))) as inner:
                 names |= set(inner.namelist())
         wanted |= {f"{unit}.{architecture}.cubin" for unit in UNITS for architecture in architectures(unit)}
         wanted |= {f"{unit}.compute_80.ptx" for unit in UNITS if not is_wide(unit)}
