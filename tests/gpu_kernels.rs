@@ -183,9 +183,6 @@ fn table() -> Result<String, Box<dyn std::error::Error>> {
 const MANY: [(&str, usize, usize, &str); 3] =
     [("w3", 1536 + 128, 2, "w3a16_f16_64"), ("w4a8", 2048, 1, "w4a8_64"), ("w8a8", 4096, 1, "w8a8_64")];
 
-/// What a product takes before and after its loop, as in [`H200`], but for what spreads are judged by.
-const LAUNCH: f64 = 1.25e-6;
-
 /// Predicted and measured times of products with many rows: the best of our kernels for 64 and for 256 rows at once and of cuBLASLt, which may
 /// take numbers made of the weight, and leave sums of integers to a kernel of ours.
 fn table_of_many(costs: &Value) -> Result<Vec<String>, Box<dyn std::error::Error>> {
@@ -210,9 +207,8 @@ fn table_of_many(costs: &Value) -> Result<Vec<String>, Box<dyn std::error::Error
                 let instructions = costs["sm_90a"][kernel].as_u64().ok_or("no cost")? as usize;
                 let cost = TileCost { bytes: tile, activations: 128 * size, instructions };
                 let (_, once) = Spread::best_alone(row_tiles, k_tiles, cost, multiprocessors, 64, 4);
-                let many = ManyRows { n, k, rows, tile, number: size, as_it_is: format == "w8a8" };
-                let sliced = rows.div_ceil(64) as f64 * (once + LAUNCH);
-                let ways = [("sliced", sliced), ("wide", many.wide(multiprocessors)), ("blas", many.by_blas())];
+                let many = ManyRows { multiprocessors, n, k, rows, tile, number: size, as_it_is: format == "w8a8" };
+                let ways = [("sliced", many.sliced(once)), ("wide", many.wide()), ("blas", many.by_blas())];
                 let (way, ours) = ways.into_iter().reduce(|a, b| if b.1 < a.1 { b } else { a }).ok_or("no way")?;
                 let dense = many.dense();
                 // All have a part in it.

@@ -111,6 +111,18 @@ pub enum DeviceError {
         /// Name of the format.
         format: &'static str,
     },
+    /// A device without the kernels for 256 token rows at once.
+    #[error(
+        "{device} (sm_{}{}) has no kernels for 256 token rows at once, which take sm_90 and a driver for CUDA 13.0 (580) or newer; other products take any device",
+        capability.0,
+        capability.1
+    )]
+    NoWide {
+        /// Name of the device.
+        device: String,
+        /// Its compute capability.
+        capability: (u32, u32),
+    },
     /// What is wrong with a stored weight.
     #[error(transparent)]
     Weight(#[from] Error),

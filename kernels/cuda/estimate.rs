@@ -1,5 +1,6 @@
 //! The time that products with many token rows are thought to take on an H200. Guesses are in it: no device was asked.
 
+use super::middle::MIDDLE_ROWS;
 use super::prefill::SLAB;
 use super::spread::{CACHE, START};
 use super::tiles::{TILE_CHANNELS, TILE_K};
@@ -18,7 +19,7 @@ const NEXT: f64 = 1e-6;
 const ONCE: f64 = 2.25e-6;
 
 /// Seconds before and after the loop of a kernel, but for what [`START`] says: a guess.
-pub(super) const LAUNCH: f64 = 1.25e-6;
+const LAUNCH: f64 = 1.25e-6;
 
 /// Seconds that a block takes for what follows its loop, with sums of numbers or of integers: by its instructions, of which a multiprocessor
 /// issues four at a time.
@@ -27,6 +28,8 @@ const FINISH: [f64; 2] = [2e-6, 3e-6];
 /// A product with many token rows.
 #[derive(Clone, Copy, Debug)]
 pub struct ManyRows {
+    /// Of the device: 132 of an H200; what memory delivers is that of an H200 anyway.
+    pub multiprocessors: usize,
     /// Output channels: those of a gate, and those that it multiplies.
     pub n: usize,
     /// Input channels.
@@ -44,7 +47,8 @@ pub struct ManyRows {
 impl ManyRows {
     /// Seconds for the tensor cores to multiply, with numbers of so many bytes.
     fn multiplied(self, number: usize) -> f64 {
-        2.0 * (self.rows * self.k) as f64 * self.n as f64 / OPERATIONS * number as f64 / 2.0
+        let operations = OPERATIONS / MULTIPROCESSORS * self.multiprocessors as f64 * 2.0 / number as f64;
+        2.0 * (self.rows * self.k) as f64 * self.n as f64 / operations
     }
 
     /// Seconds by cuBLASLt with a weight in half precision, which nothing has to be made of.
@@ -56,7 +60,7 @@ impl ManyRows {
     /// Seconds of [`DeviceWeight::product_of_many`](super::DeviceWeight::product_of_many): numbers are made of the weight, and of sums
     /// of integers what they stand for.
     pub fn by_blas(self) -> f64 {
-        let ManyRows { n, k, rows, tile, number, as_it_is } = self;
+        let ManyRows { n, k, rows, tile, number, as_it_is, .. } = self;
         let weight = n.div_ceil(TILE_CHANNELS) * k.div_ceil(TILE_K) * tile;
         let numbers = if as_it_is { 0.0 } else { NEXT + (weight + number * n * k) as f64 / MEMORY };
         // Sums of integers are written, and read again.
@@ -71,9 +75,15 @@ impl ManyRows {
         ONCE + numbers + self.multiplied(number).max((read + sums) as f64 / MEMORY) + finished
     }
 
-    /// Seconds of [`DeviceWeight::product_wide`](super::DeviceWeight::product_wide) on that many multiprocessors.
-    pub fn wide(self, multiprocessors: usize) -> f64 {
-        let ManyRows { n, k, rows, tile, number, .. } = self;
+    /// Seconds of [`DeviceWeight::product`](super::DeviceWeight::product), 64 token rows at a time, each of which takes so many
+    /// ([`Spread::best_alone`](super::Spread::best_alone)).
+    pub fn sliced(self, slice: f64) -> f64 {
+        self.rows.div_ceil(MIDDLE_ROWS) as f64 * (slice + LAUNCH)
+    }
+
+    /// Seconds of [`DeviceWeight::product_wide`](super::DeviceWeight::product_wide).
+    pub fn wide(self) -> f64 {
+        let ManyRows { multiprocessors, n, k, rows, tile, number, .. } = self;
         let blocks = n.div_ceil(WIDE_CHANNELS).next_multiple_of(2) * rows.div_ceil(WIDE_ROWS);
         let waves = blocks.div_ceil(multiprocessors.max(1)) as f64;
         // Of 128 bytes along k: half of the activations come for the other block of the cluster.
@@ -94,8 +104,9 @@ mod tests {
 
     #[test]
     fn what_is_larger_takes_longer() {
-        let base = ManyRows { n: 3584, k: 3584, rows: 512, tile: 1664, number: 2, as_it_is: false };
-        let ways: [fn(ManyRows) -> f64; 3] = [ManyRows::dense, ManyRows::by_blas, |many| many.wide(132)];
+        let base =
+            ManyRows { multiprocessors: 132, n: 3584, k: 3584, rows: 512, tile: 1664, number: 2, as_it_is: false };
+        let ways: [fn(ManyRows) -> f64; 3] = [ManyRows::dense, ManyRows::by_blas, ManyRows::wide];
         for way in ways {
             for larger in [
                 ManyRows { n: 18944, ..base },
@@ -107,9 +118,9 @@ mod tests {
             }
             assert!((1e-6..1e-3).contains(&way(base)));
         }
-        assert!(base.by_blas() > base.dense() && ManyRows { number: 1, ..base }.wide(132) < base.wide(132));
+        assert!(base.by_blas() > base.dense() && ManyRows { number: 1, ..base }.wide() < base.wide());
         // 56 blocks: at once, or 19 times three.
-        let times = base.wide(3) / base.wide(132);
+        let times = ManyRows { multiprocessors: 3, ..base }.wide() / base.wide();
         assert!((17.0..19.0).contains(&times), "{times}");
     }
 }

@@ -31,6 +31,8 @@ pub(super) struct Middle {
     pub(super) spread: Spread,
     /// That a product is thought to take.
     pub(super) seconds: f64,
+    /// Those of the device.
+    pub(super) multiprocessors: usize,
     /// Bytes of shared memory.
     shared: usize,
 }
@@ -66,7 +68,7 @@ impl Middle {
             };
             device.kernel_with_shared(unit, &name, most)
         };
-        Ok(Middle { kernels: [kernel("f16")?, kernel("bf16")?], spread, seconds, shared })
+        Ok(Middle { kernels: [kernel("f16")?, kernel("bf16")?], spread, seconds, multiprocessors, shared })
     }
 }
 

@@ -85,6 +85,19 @@ struct WideNumbers {
 
     struct Own : WideCodes<Weight> {
         u32 scales[2][4];  // of rows g and g + 8, for every 32 along k
+
+        // Asks for what the second part takes, so that it need not be waited for when later loads are on their way: whoever waits for some
+        // waits for all. `nothing` is 0, which no compiler knows.
+        DEVICE void ask(u32 nothing) {
+#pragma unroll
+            for (int i = 0; i < WideCodes<Weight>::LOADS; i++)
+#pragma unroll
+                for (int j = 0; j < 4; j++) this->codes[i].at[j] ^= nothing;
+#pragma unroll
+            for (int half = 0; half < 2; half++)
+#pragma unroll
+                for (int i = 2; i < 4; i++) scales[half][i] ^= nothing;
+        }
     };
 
     DEVICE const Small& few() const { return w.few; }
@@ -116,7 +129,7 @@ struct WideNumbers {
         for (int half = 0; half < 2; half++) {
             Words chunks[2];
 #pragma unroll
-            for (int u = 0; u < 2; u++) chunks[u] = eight_of<T>(pairs, u, half, part ? own.scales[half][2 + u] : own.scales[half][u]);
+            for (int u = 0; u < 2; u++) chunks[u] = eight_of<T>(pairs, u, half, own.scales[half][2 * part + u]);
             store_chunks(rows, chunks, half, lane);
         }
     }
@@ -134,7 +147,9 @@ struct WideBytes {
     static const int SIZE = 1;
     const WideIntegers& w;
 
-    typedef WideCodes<Weight> Own;
+    struct Own : WideCodes<Weight> {
+        static DEVICE void ask(u32) {}
+    };
 
     DEVICE const Small& few() const { return w.of.few; }
     DEVICE const Map& x() const { return w.x; }
@@ -192,8 +207,9 @@ DEVICE void fetch_wide(const Kind& kind, const WideMemory& memory, int step) {
     copy_box(memory.x(stage) + WIDE_X / 2 * half, kind.x(), 128 / Kind::SIZE * step, WIDE_ROWS * block_x() + WIDE_ROWS / 2 * half, barrier);
 }
 
-// Where the sum of an output lies in shared memory, as in `shared_place`.
-DEVICE int wide_sum_place(int row, int column) { return 32 * WIDE_TILES * column + (row ^ 8 * (column / 2 % 4)); }
+// Where the sum of an output lies in shared memory, as in `shared_place`; rows of tiles that follow one another do not meet in a bank, either,
+// half of whose channels are read together where there is a gate.
+DEVICE int wide_sum_place(int row, int column) { return 32 * WIDE_TILES * column + (row ^ 8 * (column / 2 % 4) ^ 16 * (row / 32 % 2)); }
 
 // Two sums of channels that follow one another.
 struct alignas(8) TwoSums {
@@ -339,49 +355,81 @@ struct WideStep {
     }
 };
 
-// Lets the tensor cores begin with a step, whose weights this thread has written. `group` is where those of its four warps begin.
+// What a thread knows of its part all the way.
 template <class Kind>
-DEVICE void begin_wide(const Kind& kind, const WideMemory& memory, typename Kind::Sum (&out)[128], const WideStep& at, int steps, u8* group) {
-    // All have written their weights of this step, and nobody multiplies those, or activations, of two steps ago any more.
-    fence_for_products();
-    sync();
-    if (thread() == 0) {
-        // Nor does the other block those of three steps ago.
-        if (at.step > 0) wait_at(memory.arrived(), (at.step - 1) % 2);
-        if (at.step + WIDE_AHEAD < steps) fetch_wide(kind, memory, at.step + WIDE_AHEAD);
-        arrive_at(memory.arrived(), 0);
-        arrive_at(memory.arrived(), 1);
+struct WideThread {
+    typedef typename Kind::Own Own;
+    typedef typename Kind::Sum Sum;
+    const Kind& kind;
+    WideMemory memory;
+    int lane, mt, tile_row, k_tiles, steps;
+    u8 *rows, *group;  // where the weights of its warp begin, and of its four warps
+
+    DEVICE void load(Own& own, int k_tile) const {
+        if (k_tile < k_tiles) own = kind.load(tile_row, k_tile, mt, lane);
     }
-    sync_warp();
-    wait_at(memory.barrier(at.stage), at.phase);
-    u64 weights = described(group + WIDE_WEIGHTS * at.slot), x = described(memory.x(at.stage));
-    start_products();
+
+    // Lets the tensor cores begin with a step, whose weights this thread has written.
+    DEVICE void begin(Sum (&out)[128], const WideStep& at) const {
+        // All have written their weights of this step, and nobody multiplies those, or activations, of two steps ago any more.
+        fence_for_products();
+        sync();
+        wait_at(memory.barrier(at.stage), at.phase);
+        u64 weights = described(group + WIDE_WEIGHTS * at.slot), x = described(memory.x(at.stage));
+        start_products();
 #pragma unroll
-    for (int i = 0; i < 4; i++) kind.multiply(out, weights + 2 * i, x + 2 * i);
-    close_products();
-}
+        for (int i = 0; i < 4; i++) kind.multiply(out, weights + 2 * i, x + 2 * i);
+        close_products();
+        if (thread() == 0) {
+            // Nor does the other block multiply activations of three steps ago.
+            if (at.step > 0) wait_at(memory.arrived(), (at.step - 1) % 2);
+            if (at.step + WIDE_AHEAD < steps) fetch_wide(kind, memory, at.step + WIDE_AHEAD);
+            arrive_at(memory.arrived(), 0);
+            arrive_at(memory.arrived(), 1);
+        }
+        sync_warp();
+    }
+
+    // The next step, if there is one: a part of a tile. Codes of a later tile set out as soon as the first part is decoded.
+    DEVICE bool next(Sum (&out)[128], WideStep& at, Own& own, int part, Own& later, int k_tile) const {
+        at.next();
+        if (at.step >= steps) return false;
+        if (part == 0) own.ask((u32)kind.few().k >> 31);
+        kind.decode(rows + WIDE_WEIGHTS * at.slot, own, part, mt, lane);
+        if (Kind::SIZE == 1) load(later, k_tile);
+        // Those of the step before last, so that their place is free once all have come so far.
+        wait_for_products<1>();
+        begin(out, at);
+        if (Kind::SIZE == 2 && part == 0) load(later, k_tile);
+        return true;
+    }
+};
 
 template <class Kind>
 DEVICE void wide(const Kind& kind) {
     const int PARTS = Kind::SIZE;
     const Small& a = kind.few();
     const WideMemory memory;
-    int lane = thread() % 32, warp = thread() / 32, mt = warp % 2, steps = (a.k * Kind::SIZE + 127) / 128;
+    // The same number for all lanes, which the compiler then knows.
+    int lane = thread() % 32, warp = of_lane(thread() / 32, 0);
     int tile_row = WIDE_TILES * block_y() + warp / 2;
     // Below the last row of tiles there is nothing; the cluster may want what the block fetches.
-    int k_tiles = tile_row < (a.n + 31) / 32 ? a.k_tiles : 0;
-    typename Kind::Own now, then;
-    now = then = typename Kind::Own();
-    if (0 < k_tiles) now = kind.load(tile_row, 0, mt, lane);
-    if (1 < k_tiles) then = kind.load(tile_row, 1, mt, lane);
+    int k_tiles = tile_row < (a.n + 31) / 32 ? a.k_tiles : 0, steps = (a.k * Kind::SIZE + 127) / 128;
+    u8 *rows = memory.weights(0) + 16 * 128 * warp, *group = memory.weights(0) + WIDE_WEIGHTS / 2 * (warp / 4);
+    const WideThread<Kind> own = {kind, memory, lane, warp % 2, tile_row, k_tiles, steps, rows, group};
+    // Codes of two tiles, in turns.
+    typename Kind::Own even = typename Kind::Own(), odd = even;
+    own.load(even, 0);
+    own.load(odd, 1);
     if (thread() == 0) {
+        prefetch_map(kind.x());
 #pragma unroll
         for (int i = 0; i < WIDE_STAGES; i++) make_barrier(memory.barrier(i), 1);
         make_barrier(memory.arrived(), 2);
         publish_barriers();
     }
     sync_warp();
-    cluster_arrive();
+    cluster_begin();
     cluster_wait();
     // Weights have set out before the kernels that compute x have ended.
     let_next_start();
@@ -392,29 +440,20 @@ DEVICE void wide(const Kind& kind) {
     typename Kind::Sum out[128];
 #pragma unroll
     for (int i = 0; i < 128; i++) out[i] = 0;
-    // Of four warps, and of one.
-    u8* group = memory.weights(0) + WIDE_WEIGHTS / 2 * (warp / 4);
-    u8* rows = memory.weights(0) + 16 * 128 * warp;
     WideStep at = {0, 0, 0, 0};
-    kind.decode(rows, now, 0, mt, lane);
-    begin_wide(kind, memory, out, at, steps, group);
+    kind.decode(rows, even, 0, own.mt, lane);
+    own.begin(out, at);
     // While one step is multiplied, weights of the next are decoded.
 #pragma unroll 1
-    for (;;) {
-        at.next();
-        if (at.step >= steps) break;
-        int part = at.step % PARTS;
-        if (part == 0) {
-            int k_tile = at.step / PARTS;
-            now = then;
-            if (k_tile + 1 < k_tiles) then = kind.load(tile_row, k_tile + 1, mt, lane);
-        }
-        kind.decode(rows + WIDE_WEIGHTS * at.slot, now, part, mt, lane);
-        // Those of the step before last, so that their place is free once all have come so far.
-        wait_for_products<1>();
-        begin_wide(kind, memory, out, at, steps, group);
+    for (int k_tile = 1;; k_tile += 2) {
+        if (PARTS == 2 && !own.next(out, at, even, 1, even, 0)) break;
+        if (!own.next(out, at, odd, 0, even, k_tile + 1)) break;
+        if (PARTS == 2 && !own.next(out, at, odd, 1, odd, 0)) break;
+        if (!own.next(out, at, even, 0, odd, k_tile + 2)) break;
     }
     wait_for_products<0>();
+#pragma unroll
+    for (int i = 0; i < 128; i++) settled(out[i]);
     cluster_arrive();
     finish_wide(kind, memory, out, lane, warp);
     // The other block has arrived here for the last time: only then may the memory go.

@@ -3,16 +3,15 @@
 
 use super::driver::{BOX_BYTES, Device, Grid, Kernel, Map, MappedRows, Stream};
 use super::error::DeviceError;
-use super::estimate::{LAUNCH, ManyRows};
-use super::middle::MIDDLE_ROWS;
+use super::estimate::ManyRows;
 use super::prefill::Prefill;
 use super::rows::ToRows;
 use super::tiles::{TILE_CHANNELS, TILE_K, TileCodes};
 use super::weight::{Arguments, DeviceProduct, DeviceWeight, Element, IntegerArguments, ROWS_AT_ONCE};
 use super::workspace::Workspace;
 
-/// The one compute capability whose tensor cores read what kernels ask for in `hopper.cuh`.
-pub const WIDE: Option<(u32, u32)> = Some((9, 0));
+/// The one compute capability that has what kernels ask for in `hopper.cuh`.
+pub(crate) const CAPABILITY: (u32, u32) = (9, 0);
 
 /// What a block makes: output channels, token rows.
 pub(super) const WIDE_CHANNELS: usize = 128;
@@ -62,7 +61,8 @@ struct WideIntegerArguments {
 }
 
 impl Wide {
-    /// `None` where a device has no such tensor cores or too little shared memory.
+    /// `None` where a device is another, has too little shared memory, or a driver that takes none of what is shipped: products are made
+    /// in other ways there.
     pub(super) fn load(
         device: &Device,
         codes: &TileCodes,
@@ -70,9 +70,13 @@ impl Wide {
         groups: usize,
     ) -> Result<Option<Wide>, DeviceError> {
         let about = device.about();
-        if WIDE != Some(about.capability) || about.shared < SHARED {
+        if about.capability != CAPABILITY || about.shared < SHARED {
             return Ok(None);
         }
+        match device.load(codes.wide) {
+            Err(DeviceError::Image { .. }) => return Ok(None),
+            other => other?,
+        };
         let kernel = |element| {
             let name = match groups {
                 0 => format!("{format}_{WIDE_ROWS}"),
@@ -85,13 +89,14 @@ impl Wide {
 }
 
 impl DeviceWeight {
-    /// Whether the device has what [`DeviceWeight::product_wide`] takes.
-    pub fn is_wide(&self) -> bool {
+    /// Whether the device has the kernels that [`DeviceWeight::product_wide`] takes: one of compute capability 9.0 has them, unless its
+    /// driver refuses them.
+    pub fn has_wide(&self) -> bool {
         self.wide.is_some()
     }
 
-    /// The way that is thought to be fastest for that many token rows, with cuBLASLt or without. No device was asked: `gpu_check --only
-    /// bench` tells all times.
+    /// The way that is thought to be fastest for that many token rows, with cuBLASLt or without: by estimates for an H200, where there are
+    /// kernels for 256 rows. No device was asked: `gpu_check --only bench` tells all times.
     pub fn way(&self, rows: usize, with_blas: bool) -> Way {
         let as_it_is = matches!(self.to_rows, ToRows::AsTheyAre);
         let least = if as_it_is { MANY_ROWS_AS_THEY_ARE } else { ROWS_AT_ONCE + 1 };
@@ -100,6 +105,7 @@ impl DeviceWeight {
             return if with_blas && rows >= least { Way::Blas } else { Way::Sliced };
         }
         let many = ManyRows {
+            multiprocessors: self.middle.multiprocessors,
             n: self.n(),
             k: self.k(),
             rows,
@@ -107,12 +113,9 @@ impl DeviceWeight {
             number: if self.of_integers() { 1 } else { 2 },
             as_it_is,
         };
-        let mut best = (Way::Sliced, rows.div_ceil(MIDDLE_ROWS) as f64 * (self.middle.seconds + LAUNCH));
-        let multiprocessors = self.tiles().device().about().multiprocessors;
-        let others = [
-            (Way::Wide, rows > ROWS_AT_ONCE, many.wide(multiprocessors)),
-            (Way::Blas, with_blas && rows >= least, many.by_blas()),
-        ];
+        let mut best = (Way::Sliced, many.sliced(self.middle.seconds));
+        let others =
+            [(Way::Wide, rows > ROWS_AT_ONCE, many.wide()), (Way::Blas, with_blas && rows >= least, many.by_blas())];
         for (way, is_one, seconds) in others {
             if is_one && seconds < best.1 {
                 best = (way, seconds);
@@ -122,7 +125,7 @@ impl DeviceWeight {
     }
 
     /// Puts `y = x W^T` into the stream in the way that is thought to be fastest for that many token rows; without `prefill` by our
-    /// own kernels.
+    /// own kernels; as [`DeviceWeight::product`] does if a spread is given.
     ///
     /// # Errors
     ///
@@ -134,7 +137,11 @@ impl DeviceWeight {
         workspace: &mut Workspace,
         prefill: Option<&mut Prefill>,
     ) -> Result<(), DeviceError> {
-        match (self.way(product.rows, prefill.is_some()), prefill) {
+        let way = match product.spread {
+            Some(_) => Way::Sliced,
+            None => self.way(product.rows, prefill.is_some()),
+        };
+        match (way, prefill) {
             (Way::Blas, Some(prefill)) => self.product_of_many(stream, product, prefill),
             (Way::Wide, _) => self.product_wide(stream, product),
             _ => self.product(stream, product, workspace),
@@ -147,7 +154,7 @@ impl DeviceWeight {
     ///
     /// # Errors
     ///
-    /// As for [`DeviceWeight::product`]; if the device is not of compute capability 9.0.
+    /// As for [`DeviceWeight::product`]; if the device has no such kernels ([`DeviceWeight::has_wide`]).
     pub fn product_wide(&self, stream: &Stream, product: &DeviceProduct<'_>) -> Result<(), DeviceError> {
         let &DeviceProduct { x, rows, element, .. } = product;
         if rows == 0 {
@@ -155,10 +162,8 @@ impl DeviceWeight {
         }
         self.check(stream, product)?;
         let Some(Wide(kernels)) = &self.wide else {
-            let (major, minor) = stream.device().about().capability;
-            let expected = "90, for products of 256 token rows at once; others take all devices".to_owned();
-            let found = (10 * major + minor) as usize;
-            return Err(DeviceError::Shape { what: "the compute capability of the device", found, expected });
+            let about = stream.device().about();
+            return Err(DeviceError::NoWide { device: about.name.clone(), capability: about.capability });
         };
         let (rows_of_x, number, _) = x.parts();
         // Two blocks fetch half of the token rows each.
@@ -192,3 +197,5 @@ impl DeviceWeight {
 }
 
 const _: () = assert!(BOX_BYTES == 128 && TILE_K == 128, "a step of `wide.cuh`");
+const _: () =
+    assert!(size_of::<WideArguments>() == 256 && size_of::<WideIntegerArguments>() == 384, "as kernels have it");

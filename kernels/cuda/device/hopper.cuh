@@ -20,7 +20,12 @@ DEVICE int cluster_rank() {
     return rank;
 }
 
-// A barrier of all threads of a cluster, in two parts.
+// The rows will be asked for soon.
+DEVICE void prefetch_map(const Map& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
+
+// A barrier of all threads of a cluster, in two parts. What was written before it is seen behind it; if it begins with `cluster_begin`,
+// barriers that are published alone.
+DEVICE void cluster_begin() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
 DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 
@@ -86,6 +91,10 @@ template <int LATER>
 DEVICE void wait_for_products() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(LATER) : "memory");
 }
+
+// A sum that was waited for: what is made of it comes later.
+DEVICE void settled(float& sum) { asm volatile("" : "+f"(sum)::"memory"); }
+DEVICE void settled(int& sum) { asm volatile("" : "+r"(sum)::"memory"); }
 
 #define EIGHT_OF(kind, d, i) \
     kind(d[i]), kind(d[i + 1]), kind(d[i + 2]), kind(d[i + 3]), kind(d[i + 4]), kind(d[i + 5]), kind(d[i + 6]), kind(d[i + 7])

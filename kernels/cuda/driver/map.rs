@@ -10,8 +10,10 @@ pub(in crate::cuda) const BOX_BYTES: usize = 128;
 
 /// `Map` in `hopper.cuh`.
 #[derive(Clone, Copy)]
-#[repr(C)]
+#[repr(C, align(128))]
 pub(in crate::cuda) struct Map(sys::CUtensorMap);
+
+const _: () = assert!(size_of::<Map>() == 128 && align_of::<Map>() == 128, "as kernels have it");
 
 /// Rows of numbers of one byte or two.
 #[derive(Clone, Copy)]
@@ -37,6 +39,7 @@ impl MappedRows<'_> {
     /// If the driver refuses it.
     pub(in crate::cuda) fn map(self) -> Result<Map, DeviceError> {
         let MappedRows { memory, size, columns, rows, stride, of_box } = self;
+        memory.owner.device.bind()?;
         let number = match size {
             1 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8,
             _ => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT16,

@@ -349,11 +349,6 @@ impl Memory {
         self.owner.at + self.start as u64
     }
 
-    /// Whose it is.
-    pub(super) fn device(&self) -> &Arc<Device> {
-        &self.owner.device
-    }
-
     pub(super) fn is_of(&self, device: &Arc<Device>) -> bool {
         Arc::ptr_eq(&self.owner.device, device)
     }

@@ -46,7 +46,7 @@ struct Timing<'a> {
     median: f64,
     fastest: f64,
     cached: bool,
-    /// Whether cuBLASLt multiplies, as it does many rows where it is installed.
+    /// By whose kernels: many rows may be cuBLASLt's, where it is installed.
     way: Way,
 }
 
@@ -169,7 +169,7 @@ impl Copies {
             + rows * (weight.k() * if self.rounded() { 1 } else { 2 } + 2 * weight.outputs())
     }
 
-    /// A graph of so many products or more, by cuBLASLt if it is given what that takes, and how many they are.
+    /// A graph of so many products or more, in the way that is thought to be fastest with what is given, and how many they are.
     fn graph(
         &self,
         stream: &mut Stream,

@@ -372,7 +372,7 @@ pub(crate) fn many(device: &Arc<Device>, options: &Options, receipts: &mut Recei
                     *place = Some(graphs.len());
                     graphs.push(Timed { graph, products: count });
                 }
-                if first.is_wide() {
+                if first.has_wide() {
                     let graph = stream.record(|stream| {
                         weights()
                             .try_for_each(|weight| weight.product_wide(stream, &product(weight, rows, &x, &scales, &y)))

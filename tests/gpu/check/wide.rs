@@ -1,13 +1,14 @@
 //! Products with many token rows by our own kernels, which sm_90a has: as those by cuBLASLt are judged, and the same bits every time.
 
 use crate::Options;
+use crate::check::Placed;
 use crate::few_rows::{Case, GAP, Shape, name};
 use crate::integers::{self, formats};
 use crate::prefill;
 use crate::receipt::Receipts;
-use crate::support::{Random, codes_of};
-use mbqc_kernels::cuda::{Device, DeviceError, DeviceWeight, Element, Stream};
-use mbqc_kernels::{FORMATS, Format};
+use crate::support::Random;
+use mbqc_kernels::Format;
+use mbqc_kernels::cuda::{Device, DeviceError, Element};
 use std::sync::Arc;
 
 /// One step along k and many; tiles whose second half k does not reach; rows of tiles that are too few for a block, or for a cluster; token
@@ -98,12 +99,24 @@ fn judged_all(
     of_integers: fn(&'static Format) -> Vec<integers::Shape>,
 ) -> Result<usize, DeviceError> {
     let stream = device.stream()?;
-    if !there_are_kernels(&stream)? {
-        println!("256 rows at once: not checked, a device of sm_90 has kernels for that");
-        return Ok(0);
-    }
     let mut random = Random(31);
     let mut count = 0;
+    let few = Case::random(Shape { blocks: 0, ..Shape::PLAIN }, &mut random);
+    let placed = Placed::new(&stream, &few)?;
+    let product = placed.product(&few.shape);
+    match placed.weight.product_wide(&stream, &product) {
+        Err(DeviceError::NoWide { .. }) if !placed.weight.has_wide() => {
+            println!("256 rows at once: not checked, a device of sm_90 has kernels for that");
+            return Ok(0);
+        }
+        Ok(()) if placed.weight.has_wide() => {}
+        other => {
+            let fault = format!("256 rows at once: {other:?}");
+            println!("WRONG: {fault}");
+            receipts.fault(None, &fault);
+            count += 1;
+        }
+    }
     for shape in shapes {
         let unit = format!("w{}_wide", shape.bits);
         let fault = match prefill::judged(&stream, &Case::random(*shape, &mut random), None, options.runs) {
@@ -124,11 +137,4 @@ fn judged_all(
         count += integers::judged_these(&stream, options, receipts, format, &of_integers(format));
     }
     Ok(count)
-}
-
-/// Whether the device has what it takes.
-fn there_are_kernels(stream: &Stream) -> Result<bool, DeviceError> {
-    let format = FORMATS.iter().copied().find(|format| format.name == "w3").expect("a format of the list");
-    let packed = (format.pack)(&codes_of(format, 32, 128, 128, 1));
-    Ok(DeviceWeight::load(stream, format, &packed.stored(128, 128), false)?.is_wide())
 }

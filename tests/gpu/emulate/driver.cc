@@ -10,7 +10,7 @@
 
 namespace {
 
-enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_DEVICE = 101, NO_BINARY = 209, NOT_FOUND = 500, UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901 };
+enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_DEVICE = 101, INVALID_CONTEXT = 201, NO_BINARY = 209, NOT_FOUND = 500, UNSUPPORTED = 900, CAPTURE_INVALIDATED = 901 };
 
 typedef std::function<void()> Work;
 
@@ -226,6 +226,8 @@ API cuTensorMapEncodeTiled(Map* map, int type, u32 rank, void* memory, const u64
     bool right = (type == BYTE_TYPE || type == SHORT_TYPE) && rank == 2 && interleave == 0 && swizzle == SWIZZLE_128B && promotion <= PROMOTION_256B && fill == 0;
     right &= (u64)map % 128 == 0 && (u64)memory % 16 == 0 && strides[0] % 16 == 0 && strides[0] < 1ull << 40 && steps[0] == 1 && steps[1] == 1;
     right &= sizes[0] - 1 < 1ull << 32 && sizes[1] - 1 < 1ull << 32 && box[0] * size == 128 && box[1] - 1 < 256;
+    right &= strides[0] >= sizes[0] * size;
+    if (!current_context) return INVALID_CONTEXT;
     if (!right) return INVALID_VALUE;
     emulated::Rows rows = {(const u8*)memory, sizes[0], sizes[1], strides[0], size, box[0], box[1]};
     return memcpy(map, &rows, sizeof rows), SUCCESS;

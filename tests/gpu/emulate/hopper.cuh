@@ -25,6 +25,8 @@ static_assert(sizeof(Rows) <= sizeof(Map));
 
 struct ByteBarrier {
     Meeting meeting;
+    int block = 0;
+    bool published = false;
     long long bytes = 0;
 
     void look() {
@@ -72,7 +74,7 @@ static u8* shared_at(Block& block, u32 address) {
 
 static ByteBarrier& barrier_at(const u8* barrier) {
     auto found = barriers.find(barrier);
-    if (found == barriers.end()) fail("a barrier is used that nobody has made");
+    if (found == barriers.end() || !found->second.published) fail("a barrier is used that nobody has made, and published");
     return found->second;
 }
 
@@ -82,6 +84,7 @@ static u8* in_block(const u8* at, int block) { return blocks[block].memory.get()
 static void copy(const Box& box) {
     const Rows& rows = box.rows;
     for (int b = 0; b < MOST_BLOCKS; b++) {
+        if (fibers[MOST_THREADS * b].done) fail("a box is copied to a block that has ended");
         u32 address = SHARED_BEGIN + (u32)(box.to[b] - blocks[b].memory.get());
         for (u32 row = 0; row < rows.box_rows; row++)
             for (u32 column = 0; column < rows.box_columns; column++) {
@@ -197,14 +200,22 @@ DEVICE void cluster_wait() {
     fiber.waits = &emulated::cluster;
     emulated::give_way();
 }
+DEVICE void cluster_begin() { cluster_arrive(); }
+DEVICE void prefetch_map(const Map& map) { emulated::aligned(&map, 128); }
+template <class Sum>
+DEVICE void settled(Sum&) {}
 #define sync_warp() emulated::meet(emulated::own_warp(), [] { static const char place = 0; return &place; }(), [] {})
 
 DEVICE u32 shared_address(const u8* at) { return emulated::SHARED_BEGIN + (u32)(at - emulated::own_block().memory.get()); }
 DEVICE void make_barrier(u8* barrier, int count) {
     emulated::aligned(barrier, 8);
-    emulated::barriers[barrier].meeting.size = count;
+    emulated::ByteBarrier& own = emulated::barriers[barrier];
+    own.meeting.size = count;
+    own.block = cluster_rank();
 }
-DEVICE void publish_barriers() {}
+DEVICE void publish_barriers() {
+    for (auto& [at, barrier] : emulated::barriers) barrier.published |= barrier.block == cluster_rank();
+}
 DEVICE void expect_bytes(u8* barrier, int bytes) {
     emulated::ByteBarrier& own = emulated::barrier_at(barrier);
     own.bytes += bytes;
