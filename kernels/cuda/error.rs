@@ -112,16 +112,12 @@ pub enum DeviceError {
         format: &'static str,
     },
     /// A device without the kernels for 256 token rows at once.
-    #[error(
-        "{device} (sm_{}{}) has no kernels for 256 token rows at once, which take sm_90 and a driver for CUDA 13.0 (580) or newer; other products take any device",
-        capability.0,
-        capability.1
-    )]
+    #[error("{device} has no kernels for 256 token rows at once: {why}; other products take any device")]
     NoWide {
         /// Name of the device.
         device: String,
-        /// Its compute capability.
-        capability: (u32, u32),
+        /// What it lacks, or how each form of the kernels was refused.
+        why: String,
     },
     /// What is wrong with a stored weight.
     #[error(transparent)]

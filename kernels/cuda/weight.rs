@@ -64,7 +64,8 @@ pub struct DeviceWeight {
     kernels: [[Kernel; 2]; 2],
     pub(super) to_rows: ToRows,
     pub(super) middle: Middle,
-    pub(super) wide: Option<Wide>,
+    /// Or why not.
+    pub(super) wide: Result<Wide, Arc<str>>,
 }
 
 /// Rows of numbers in a device's memory.

@@ -7,7 +7,7 @@
 // the step before, and writes what they stand for: `s (q - z)`, rounded once, as `dequantize` does; or bytes. A warp has 16
 // channels to decode, and the sums of 16 times 256 outputs.
 //
-//   a step: [decode weights] [wait for the products before the last] [barrier] [fetch activations] [let the tensor cores begin]
+//   a step: [decode weights] [wait for the products before the last] [barrier] [let the tensor cores begin] [fetch activations]
 #pragma once
 #include "dequantize.cuh"
 #include "hopper.cuh"
@@ -17,6 +17,8 @@ const int WIDE_ROWS = 256, WIDE_TILES = 4;
 // Activations have so many places in shared memory, weights so many; activations set out so many steps ahead. Those of the step that is
 // multiplied and of the one before must stay: what is left over is how far a block may be behind the other of its cluster.
 const int WIDE_STAGES = 5, WIDE_SLOTS = 3, WIDE_AHEAD = 2;
+// So many tiles before they are loaded, weights are brought to the second-level cache.
+const int WIDE_TILES_AHEAD = 4;
 // Bytes of a place.
 const int WIDE_X = 128 * WIDE_ROWS, WIDE_WEIGHTS = 128 * 32 * WIDE_TILES;
 
@@ -120,6 +122,13 @@ struct WideNumbers {
         return own;
     }
 
+    DEVICE void prefetch(int tile_row, int k_tile, int mt, int lane) const {
+        const int WORDS = Weight::WORDS, LINES = 4 * Own::LOADS;
+        const u8* tile = w.few.tiles + ((u64)tile_row * w.few.k_tiles + k_tile) * (512 * WORDS + 128 * w.groups);
+        int line = lane < LINES ? 4 * Own::first(mt) + lane : 4 * WORDS + lane - LINES;
+        if (lane < LINES + w.groups) prefetch_weights(tile + 128 * line);
+    }
+
     // The rows of a warp, 64 along k.
     DEVICE void decode(u8* rows, const Own& own, int part, int mt, int lane) const {
         u32 words[Weight::WORDS], pairs[16];
@@ -161,6 +170,14 @@ struct WideBytes {
 #pragma unroll
         for (int i = 0; i < Own::LOADS; i++) own.codes[i] = load_weights(Weight::part(tile, Own::first(mt) + i, k_tiles));
         return own;
+    }
+
+    // A line of each of eight rows, or the 128 bytes of eight lanes.
+    DEVICE void prefetch(int tile_row, int k_tile, int mt, int lane) const {
+        int k_tiles = w.of.few.k_tiles, from = lane % 8 * 4;
+        const u8* tile = w.of.few.tiles + ((u64)tile_row * k_tiles * (512 * Weight::WORDS) + k_tile * Weight::STEP + Weight::own(from, k_tiles));
+        // In rows, the other half of a row is in the same line.
+        if (lane < 16) prefetch_weights(Weight::part(tile, Own::first(mt) + lane / 8, k_tiles));
     }
 
     // The rows of a warp, 128 along k.
@@ -367,6 +384,7 @@ struct WideThread {
 
     DEVICE void load(Own& own, int k_tile) const {
         if (k_tile < k_tiles) own = kind.load(tile_row, k_tile, mt, lane);
+        if (k_tile + WIDE_TILES_AHEAD < k_tiles) kind.prefetch(tile_row, k_tile + WIDE_TILES_AHEAD, mt, lane);
     }
 
     // Lets the tensor cores begin with a step, whose weights this thread has written.
@@ -390,7 +408,8 @@ struct WideThread {
         sync_warp();
     }
 
-    // The next step, if there is one: a part of a tile. Codes of a later tile set out as soon as the first part is decoded.
+    // The next step, if there is one: a part of a tile. Codes of a later tile set out once the first of two parts is multiplied, or as soon as all of
+    // a tile is decoded.
     DEVICE bool next(Sum (&out)[128], WideStep& at, Own& own, int part, Own& later, int k_tile) const {
         at.next();
         if (at.step >= steps) return false;
@@ -420,7 +439,7 @@ DEVICE void wide(const Kind& kind) {
     // Codes of two tiles, in turns.
     typename Kind::Own even = typename Kind::Own(), odd = even;
     own.load(even, 0);
-    own.load(odd, 1);
+    if (PARTS == 1) own.load(odd, 1);
     if (thread() == 0) {
         prefetch_map(kind.x());
 #pragma unroll
@@ -443,6 +462,7 @@ DEVICE void wide(const Kind& kind) {
     WideStep at = {0, 0, 0, 0};
     kind.decode(rows, even, 0, own.mt, lane);
     own.begin(out, at);
+    if (PARTS == 2) own.load(odd, 1);
     // While one step is multiplied, weights of the next are decoded.
 #pragma unroll 1
     for (int k_tile = 1;; k_tile += 2) {

@@ -1,6 +1,8 @@
 //! Products with many token rows by kernels of our own, on sm_90a: 128 output channels of 256 token rows at once. Nothing is made of a
 //! weight, nor left in memory between.
 
+use std::sync::Arc;
+
 use super::driver::{BOX_BYTES, Device, Grid, Kernel, Map, MappedRows, Stream};
 use super::error::DeviceError;
 use super::estimate::ManyRows;
@@ -61,22 +63,27 @@ struct WideIntegerArguments {
 }
 
 impl Wide {
-    /// `None` where a device is another, has too little shared memory, or a driver that takes none of what is shipped: products are made
+    /// Why there are none, where a device is another, has too little shared memory, or a driver that refuses all forms of them: products are made
     /// in other ways there.
     pub(super) fn load(
         device: &Device,
         codes: &TileCodes,
         format: &str,
         groups: usize,
-    ) -> Result<Option<Wide>, DeviceError> {
+    ) -> Result<Result<Wide, Arc<str>>, DeviceError> {
         let about = device.about();
-        if about.capability != CAPABILITY || about.shared < SHARED {
-            return Ok(None);
+        let (major, minor) = about.capability;
+        if about.capability != CAPABILITY {
+            return Ok(Err(format!("it is of sm_{major}{minor}, and they are for sm_90").into()));
         }
-        match device.load(codes.wide) {
-            Err(DeviceError::Image { .. }) => return Ok(None),
-            other => other?,
-        };
+        if about.shared < SHARED {
+            return Ok(Err(
+                format!("a block may have {} bytes of shared memory, and takes {SHARED}", about.shared).into()
+            ));
+        }
+        if let Some(why) = device.refuses(codes.wide)? {
+            return Ok(Err(why));
+        }
         let kernel = |element| {
             let name = match groups {
                 0 => format!("{format}_{WIDE_ROWS}"),
@@ -84,7 +91,7 @@ impl Wide {
             };
             device.kernel_with_shared(codes.wide, &name, SHARED)
         };
-        Ok(Some(Wide([kernel("f16")?, kernel("bf16")?])))
+        Ok(Ok(Wide([kernel("f16")?, kernel("bf16")?])))
     }
 }
 
@@ -92,7 +99,7 @@ impl DeviceWeight {
     /// Whether the device has the kernels that [`DeviceWeight::product_wide`] takes: one of compute capability 9.0 has them, unless its
     /// driver refuses them.
     pub fn has_wide(&self) -> bool {
-        self.wide.is_some()
+        self.wide.is_ok()
     }
 
     /// The way that is thought to be fastest for that many token rows, with cuBLASLt or without: by estimates for an H200, where there are
@@ -100,7 +107,7 @@ impl DeviceWeight {
     pub fn way(&self, rows: usize, with_blas: bool) -> Way {
         let as_it_is = matches!(self.to_rows, ToRows::AsTheyAre);
         let least = if as_it_is { MANY_ROWS_AS_THEY_ARE } else { ROWS_AT_ONCE + 1 };
-        if self.wide.is_none() {
+        if self.wide.is_err() {
             let least = if as_it_is { least } else { MANY_ROWS };
             return if with_blas && rows >= least { Way::Blas } else { Way::Sliced };
         }
@@ -125,7 +132,8 @@ impl DeviceWeight {
     }
 
     /// Puts `y = x W^T` into the stream in the way that is thought to be fastest for that many token rows; without `prefill` by our
-    /// own kernels; as [`DeviceWeight::product`] does if a spread is given.
+    /// own kernels; as [`DeviceWeight::product`] does if a spread is given. The ways round differently: for the same bits whatever the
+    /// number of token rows, give a spread, or take [`DeviceWeight::product_wide`]. A `prefill` that was made for fewer rows is an error.
     ///
     /// # Errors
     ///
@@ -161,10 +169,10 @@ impl DeviceWeight {
             return Ok(());
         }
         self.check(stream, product)?;
-        let Some(Wide(kernels)) = &self.wide else {
-            let about = stream.device().about();
-            return Err(DeviceError::NoWide { device: about.name.clone(), capability: about.capability });
-        };
+        let Wide(kernels) = self.wide.as_ref().map_err(|why| {
+            let device = stream.device().about().name.clone();
+            DeviceError::NoWide { device, why: why.to_string() }
+        })?;
         let (rows_of_x, number, _) = x.parts();
         // Two blocks fetch half of the token rows each.
         let map = MappedRows {

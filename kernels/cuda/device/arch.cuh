@@ -67,7 +67,7 @@ DEVICE void let_next_start() {
 #endif
 }
 
-// Weights: read once, by one block, never written. Volatile, so that they stay where they are issued: ahead of the wait, and
+// Weights: read once by a block, never written. Volatile, so that they stay where they are issued: ahead of the wait, and
 // tiles ahead of their use.
 DEVICE Words load_weights(const u8* at) {
     Words w;

@@ -85,6 +85,8 @@ pub struct Device {
     context: Arc<CudaContext>,
     about: About,
     modules: Mutex<HashMap<&'static str, Module>>,
+    /// Units that it can do without, with the reason why the driver takes none of their forms.
+    refused: Mutex<HashMap<&'static str, Arc<str>>>,
 }
 
 /// The kernels of a unit on a device.
@@ -174,7 +176,7 @@ impl Device {
             shared: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
             driver: version,
         };
-        Ok(Arc::new(Device { context, about, modules: Mutex::default() }))
+        Ok(Arc::new(Device { context, about, modules: Mutex::default(), refused: Mutex::default() }))
     }
 
     /// What it is.
@@ -217,6 +219,26 @@ impl Device {
     /// If it takes none.
     pub fn load(&self, unit: &'static Unit) -> Result<String, DeviceError> {
         self.with(unit, |module| Ok(module.from.clone()))
+    }
+
+    /// Why the driver takes no form of a unit that a device can do without; `None` if it takes one. It is asked once.
+    ///
+    /// # Errors
+    ///
+    /// Those that say nothing of the unit.
+    pub(super) fn refuses(&self, unit: &'static Unit) -> Result<Option<Arc<str>>, DeviceError> {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(why) = refused.get(unit.name) {
+            return Ok(Some(why.clone()));
+        }
+        match self.load(unit) {
+            Err(DeviceError::Image { tried, .. }) => {
+                let why: Arc<str> = tried.into();
+                refused.insert(unit.name, why.clone());
+                Ok(Some(why))
+            }
+            other => other.map(|_| None),
+        }
     }
 
     /// A kernel, loaded with the others of its unit if it is the first.

@@ -25,6 +25,10 @@ fn shapes() -> Vec<Shape> {
         for (rows, n, k) in [(1, 1, 1), (256, 128, 65), (129, 129, 128), (257, 300, 8)] {
             shapes.push(Shape { rows, n, k, ..plain });
         }
+        // Steps: three, four, seven, eight.
+        for k in [160, 256, 430, 512] {
+            shapes.push(Shape { k, rows: 9, ..plain });
+        }
         // Outputs one at a time; and two at a time, which lie in a word: with a gate, others, both, neither.
         for gap in [GAP, 4] {
             let halves = Shape { single: false, gap, ..plain };

@@ -27,6 +27,7 @@ struct ByteBarrier {
     Meeting meeting;
     int block = 0;
     bool published = false;
+    u64 round = 0;  // of the cluster's barrier, when it was published
     long long bytes = 0;
 
     void look() {
@@ -60,6 +61,8 @@ static std::map<const u8*, ByteBarrier> barriers;
 static std::vector<Box> boxes;
 static Queue queues[MOST_BLOCKS * MOST_THREADS / LANES];
 static u64 cluster_rounds[MOST_BLOCKS * MOST_THREADS];
+// Whether a block has used what belongs to another.
+static bool reached_out[MOST_BLOCKS];
 
 // Where shared memory begins: at no round address.
 const u32 SHARED_BEGIN = 0x410;
@@ -72,11 +75,15 @@ static u8* shared_at(Block& block, u32 address) {
     return block.memory.get() + (address - SHARED_BEGIN);
 }
 
-static ByteBarrier& barrier_at(const u8* barrier) {
+// For others than its block behind a barrier of the cluster.
+static ByteBarrier& barrier_at(const u8* barrier, int user) {
     auto found = barriers.find(barrier);
     if (found == barriers.end() || !found->second.published) fail("a barrier is used that nobody has made, and published");
+    if (found->second.block != user && found->second.round == cluster.round) fail("a barrier of another block is used before a barrier of the cluster");
     return found->second;
 }
+
+static int own_rank() { return current / MOST_THREADS; }
 
 // The same place in another block.
 static u8* in_block(const u8* at, int block) { return blocks[block].memory.get() + (at - own_block().memory.get()); }
@@ -96,7 +103,7 @@ static void copy(const Box& box) {
                     memset(to, 0, rows.size);
                 }
             }
-        ByteBarrier& barrier = barrier_at(box.barrier[b]);
+        ByteBarrier& barrier = barrier_at(box.barrier[b], b);
         barrier.bytes -= rows.size * rows.box_rows * rows.box_columns;
         barrier.look();
     }
@@ -119,6 +126,7 @@ static void end_of(Fiber&) {
 static void end_of_cluster() {
     if (!boxes.empty()) fail("a block ends while a copy to it is on its way");
     barriers.clear();
+    for (bool& reached : reached_out) reached = false;
 }
 
 // The 32 bytes of each row that a descriptor describes.
@@ -187,7 +195,7 @@ struct Halves {
 
 }  // namespace emulated
 
-DEVICE int cluster_rank() { return emulated::current / emulated::MOST_THREADS; }
+DEVICE int cluster_rank() { return emulated::own_rank(); }
 DEVICE void cluster_arrive() {
     emulated::Meeting& cluster = emulated::cluster;
     emulated::cluster_rounds[emulated::current] = cluster.round;
@@ -200,7 +208,15 @@ DEVICE void cluster_wait() {
     fiber.waits = &emulated::cluster;
     emulated::give_way();
 }
-DEVICE void cluster_begin() { cluster_arrive(); }
+DEVICE void cluster_begin() {
+    if (emulated::reached_out[cluster_rank()]) emulated::fail("others wait behind this barrier for what it does not order");
+    cluster_arrive();
+}
+DEVICE void prefetch_weights(const u8* at) {
+    // It has to be there.
+    volatile u8 byte = *at;
+    (void)byte;
+}
 DEVICE void prefetch_map(const Map& map) { emulated::aligned(&map, 128); }
 template <class Sum>
 DEVICE void settled(Sum&) {}
@@ -214,27 +230,30 @@ DEVICE void make_barrier(u8* barrier, int count) {
     own.block = cluster_rank();
 }
 DEVICE void publish_barriers() {
-    for (auto& [at, barrier] : emulated::barriers) barrier.published |= barrier.block == cluster_rank();
+    for (auto& [at, barrier] : emulated::barriers)
+        if (barrier.block == cluster_rank()) barrier.published = true, barrier.round = emulated::cluster.round;
 }
 DEVICE void expect_bytes(u8* barrier, int bytes) {
-    emulated::ByteBarrier& own = emulated::barrier_at(barrier);
+    emulated::ByteBarrier& own = emulated::barrier_at(barrier, cluster_rank());
     own.bytes += bytes;
     own.meeting.here++;
     own.look();
 }
 DEVICE void arrive_at(u8* barrier, int rank) {
     if (emulated::fibers[emulated::MOST_THREADS * rank].done) emulated::fail("a block arrives at a barrier of one that has ended");
-    emulated::ByteBarrier& own = emulated::barrier_at(emulated::in_block(barrier, rank));
+    emulated::ByteBarrier& own = emulated::barrier_at(emulated::in_block(barrier, rank), cluster_rank());
+    if (rank != cluster_rank()) emulated::reached_out[cluster_rank()] = true;
     own.meeting.here++;
     own.look();
 }
 DEVICE void wait_at(u8* barrier, int phase) {
-    emulated::Meeting& meeting = emulated::barrier_at(barrier).meeting;
-    if ((int)(meeting.round % 2) != phase) return;
+    emulated::Meeting& meeting = emulated::barrier_at(barrier, cluster_rank()).meeting;
     emulated::Fiber& fiber = emulated::fibers[emulated::current];
-    fiber.waits = &meeting;
-    fiber.round = meeting.round;
-    emulated::give_way();
+    while ((int)(meeting.round % 2) == phase) {
+        fiber.waits = &meeting;
+        fiber.round = meeting.round;
+        emulated::give_way();
+    }
 }
 DEVICE void copy_box(u8* to, const Map& map, int x, int y, u8* barrier) {
     emulated::after_wait();
@@ -244,6 +263,8 @@ DEVICE void copy_box(u8* to, const Map& map, int x, int y, u8* barrier) {
     memcpy(&box.rows, &map, sizeof box.rows);
     for (int b = 0; b < emulated::MOST_BLOCKS; b++) {
         box.to[b] = emulated::in_block(to, b), box.barrier[b] = emulated::in_block(barrier, b);
+        emulated::barrier_at(box.barrier[b], cluster_rank());
+        emulated::reached_out[cluster_rank()] = true;
         memset(box.to[b], 0xff, box.rows.size * box.rows.box_rows * box.rows.box_columns);
     }
     emulated::boxes.push_back(box);
