@@ -51,7 +51,7 @@ pub use prefill::Prefill;
 pub use spread::{Spread, TileCost};
 pub use tiles::{Fragments, Order, Quarter, TILE_CHANNELS, TILE_K, TileCodes, Tiles};
 pub use weight::{DeviceInput, DeviceProduct, DeviceRows, DeviceWeight, Element, ROWS_AT_ONCE};
-pub(crate) use wide::CAPABILITY as WIDE_CAPABILITY;
+pub(crate) use wide::WIDE_CAPABILITY;
 pub use wide::Way;
 pub use workspace::Workspace;
 

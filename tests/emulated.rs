@@ -162,6 +162,7 @@ fn other_forms_are_loaded_where_machine_code_is_refused(driver: &Path) {
     runs(&[("FAKE_CUDA_CAPABILITY", "86")], "sm_80");
     runs(&[("FAKE_CUDA_CAPABILITY", "120")], "sm_120");
     runs(&[("FAKE_CUDA_REFUSES", "ELF")], "PTX for compute_80, compiled by the driver");
+    runs(&[("FAKE_CUDA_SHARED", "232448")], "sm_90a");
     // There is no PTX of the kernels for 256 rows: other ways are taken.
     runs(&[("FAKE_CUDA_REFUSES", "ELF"), ("FAKE_CUDA_SHARED", "232448")], "PTX for compute_80, compiled by the driver");
 }

@@ -2,27 +2,20 @@
 
 use super::middle::MIDDLE_ROWS;
 use super::prefill::SLAB;
-use super::spread::{CACHE, START};
+use super::spread::{BANDWIDTH, CACHE, MULTIPROCESSORS, START};
 use super::tiles::{TILE_CHANNELS, TILE_K};
 use super::wide::{WIDE_CHANNELS, WIDE_ROWS};
 
-/// Bytes per second of the memory, and operations per second on half precision (on bytes: twice as many): what others saw in a copy and in a
-/// product of large matrices.
-const MEMORY: f64 = 4.3e12;
+/// Operations per second on half precision (on bytes: twice as many): what others saw in a product of large matrices.
 const OPERATIONS: f64 = 0.79e15;
 
-/// Multiprocessors.
-const MULTIPROCESSORS: f64 = 132.0;
-
-/// Seconds from one kernel to the next, and for what a product takes before and after all that depends on its size: guesses.
+/// Seconds from one kernel to the next; before and after the loop of a kernel, but for what [`START`] says; and both of these: guesses.
 const NEXT: f64 = 1e-6;
-const ONCE: f64 = 2.25e-6;
-
-/// Seconds before and after the loop of a kernel, but for what [`START`] says: a guess.
 const LAUNCH: f64 = 1.25e-6;
+const ONCE: f64 = START + LAUNCH;
 
-/// Seconds that a block takes for what follows its loop, with sums of numbers or of integers: by its instructions, of which a multiprocessor
-/// issues four at a time.
+/// Seconds that a block takes for what follows its loop, with sums of numbers or of integers: guesses, from about as many instructions as
+/// its machine code has there.
 const FINISH: [f64; 2] = [2e-6, 3e-6];
 
 /// A product with many token rows.
@@ -54,7 +47,7 @@ impl ManyRows {
     /// Seconds by cuBLASLt with a weight in half precision, which nothing has to be made of.
     pub fn dense(self) -> f64 {
         let ManyRows { n, k, rows, .. } = self;
-        ONCE + self.multiplied(2).max(2.0 * (n * k + rows * (k + n)) as f64 / MEMORY)
+        ONCE + self.multiplied(2).max(2.0 * (n * k + rows * (k + n)) as f64 / BANDWIDTH)
     }
 
     /// Seconds of [`DeviceWeight::product_of_many`](super::DeviceWeight::product_of_many): numbers are made of the weight, and of sums
@@ -62,17 +55,17 @@ impl ManyRows {
     pub fn by_blas(self) -> f64 {
         let ManyRows { n, k, rows, tile, number, as_it_is, .. } = self;
         let weight = n.div_ceil(TILE_CHANNELS) * k.div_ceil(TILE_K) * tile;
-        let numbers = if as_it_is { 0.0 } else { NEXT + (weight + number * n * k) as f64 / MEMORY };
+        let numbers = if as_it_is { 0.0 } else { NEXT + (weight + number * n * k) as f64 / BANDWIDTH };
         // Sums of integers are written, and read again.
         let (sums, finished) = match number {
             1 => {
                 let pieces = (4 * rows * n).div_ceil(SLAB) as f64;
-                (4 * rows * n, (2.0 * pieces - 1.0) * NEXT + (6 * rows * n) as f64 / MEMORY)
+                (4 * rows * n, (2.0 * pieces - 1.0) * NEXT + (6 * rows * n) as f64 / BANDWIDTH)
             }
             _ => (2 * rows * n, 0.0),
         };
         let read = number * (n * k + rows * k);
-        ONCE + numbers + self.multiplied(number).max((read + sums) as f64 / MEMORY) + finished
+        ONCE + numbers + self.multiplied(number).max((read + sums) as f64 / BANDWIDTH) + finished
     }
 
     /// Seconds of [`DeviceWeight::product`](super::DeviceWeight::product), 64 token rows at a time, each of which takes so many

@@ -23,7 +23,8 @@ struct IntegerSums {
     DEVICE u16 rounded(float value) const { return brain ? from_float(BF16(), value) : from_float(F16(), value); }
 };
 
-// The arguments of a kernel, launched as those of `small.cuh` or, for 64 token rows, of `middle.cuh`. Of `few`, x is null; its x_stride is that of the codes, in bytes.
+// The arguments of a kernel, launched as those of `small.cuh` or, for 64 token rows, of `middle.cuh`. Of `few`, x is null; its x_stride is
+// that of the codes, in bytes.
 struct Integer {
     Small few;
     const u8* codes;            // [rows, x_stride] signed bytes, 16-byte aligned rows

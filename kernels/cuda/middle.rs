@@ -31,8 +31,6 @@ pub(super) struct Middle {
     pub(super) spread: Spread,
     /// That a product is thought to take.
     pub(super) seconds: f64,
-    /// Those of the device.
-    pub(super) multiprocessors: usize,
     /// Bytes of shared memory.
     shared: usize,
 }
@@ -68,7 +66,7 @@ impl Middle {
             };
             device.kernel_with_shared(unit, &name, most)
         };
-        Ok(Middle { kernels: [kernel("f16")?, kernel("bf16")?], spread, seconds, multiprocessors, shared })
+        Ok(Middle { kernels: [kernel("f16")?, kernel("bf16")?], spread, seconds, shared })
     }
 }
 

@@ -30,10 +30,14 @@ pub(super) const WARPS: usize = 8;
 /// Instructions that a multiprocessor of an H200 issues in a second: four at a time.
 const ISSUED: f64 = 4.0 * 1.755e9;
 
-/// What the memory of an H200 gives one multiprocessor, and what its second-level cache does, in bytes per second. The first was
-/// seen in a copy of memory, the second is a guess; only their quotient matters here.
-const MEMORY: f64 = 4.3e12 / 132.0;
-pub(super) const CACHE: f64 = 5.5e12 / 132.0;
+/// Multiprocessors of an H200, and bytes per second of its memory, as others saw in a copy.
+pub(super) const MULTIPROCESSORS: f64 = 132.0;
+pub(super) const BANDWIDTH: f64 = 4.3e12;
+
+/// What the memory gives one multiprocessor, and what the second-level cache does, in bytes per second. The latter is a guess; only their
+/// quotient matters here.
+const MEMORY: f64 = BANDWIDTH / MULTIPROCESSORS;
+pub(super) const CACHE: f64 = 5.5e12 / MULTIPROCESSORS;
 
 /// Seconds until the first tile has come and after the last is multiplied; until the last block of a band knows that it is the last;
 /// and for the second-level cache to answer: guesses, until a device was asked.

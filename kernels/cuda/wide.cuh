@@ -3,7 +3,7 @@
 // asked for them once.
 //
 // What is multiplied lies in shared memory in rows of 128 bytes: of 64 numbers along k or of 128 bytes. Activations come by copies of
-// boxes, several steps ahead of their use. Of the weights, a lane loads codes to registers, decodes them while the tensor cores are at work on
+// boxes, two steps ahead of their use. Of the weights, a lane loads codes to registers, decodes them while the tensor cores are at work on
 // the step before, and writes what they stand for: `s (q - z)`, rounded once, as `dequantize` does; or bytes. A warp has 16
 // channels to decode, and the sums of 16 times 256 outputs.
 //
@@ -13,14 +13,14 @@
 #include "hopper.cuh"
 #include "integer.cuh"
 
-const int WIDE_ROWS = 256, WIDE_TILES = 4;
+const int WIDE_ROWS = 256, WIDE_TILES = 4, WIDE_CHANNELS = 32 * WIDE_TILES;
 // Activations have so many places in shared memory, weights so many; activations set out so many steps ahead. Those of the step that is
 // multiplied and of the one before must stay: what is left over is how far a block may be behind the other of its cluster.
 const int WIDE_STAGES = 5, WIDE_SLOTS = 3, WIDE_AHEAD = 2;
 // So many tiles before they are loaded, weights are brought to the second-level cache.
 const int WIDE_TILES_AHEAD = 4;
 // Bytes of a place.
-const int WIDE_X = 128 * WIDE_ROWS, WIDE_WEIGHTS = 128 * 32 * WIDE_TILES;
+const int WIDE_X = 128 * WIDE_ROWS, WIDE_WEIGHTS = 128 * WIDE_CHANNELS;
 
 // Bytes of dynamic shared memory, which is used from a multiple of 1024 on: that of an architecture's own order of chunks.
 DEVICE constexpr int wide_shared() { return 1024 + WIDE_STAGES * WIDE_X + WIDE_SLOTS * WIDE_WEIGHTS + 8 * (WIDE_STAGES + 1); }
@@ -172,7 +172,7 @@ struct WideBytes {
         return own;
     }
 
-    // A line of each of eight rows, or the 128 bytes of eight lanes.
+    // Of each half of the rows, a line of each of eight rows, or 64 bytes of each of eight groups of lanes.
     DEVICE void prefetch(int tile_row, int k_tile, int mt, int lane) const {
         int k_tiles = w.of.few.k_tiles, from = lane % 8 * 4;
         const u8* tile = w.of.few.tiles + ((u64)tile_row * k_tiles * (512 * Weight::WORDS) + k_tile * Weight::STEP + Weight::own(from, k_tiles));
@@ -226,7 +226,7 @@ DEVICE void fetch_wide(const Kind& kind, const WideMemory& memory, int step) {
 
 // Where the sum of an output lies in shared memory, as in `shared_place`; rows of tiles that follow one another do not meet in a bank, either,
 // half of whose channels are read together where there is a gate.
-DEVICE int wide_sum_place(int row, int column) { return 32 * WIDE_TILES * column + (row ^ 8 * (column / 2 % 4) ^ 16 * (row / 32 % 2)); }
+DEVICE int wide_sum_place(int row, int column) { return WIDE_CHANNELS * column + (row ^ 8 * (column / 2 % 4) ^ 16 * (row / 32 % 2)); }
 
 // Two sums of channels that follow one another.
 struct alignas(8) TwoSums {
@@ -259,7 +259,7 @@ DEVICE void put_pairs(const Small& a, const Sums& kind, const typename Sums::Sum
 #pragma unroll
     for (int i = 0; i < 2; i++)
 #pragma unroll
-        for (int partner = 0; partner < PARTNERS; partner++) from[i][partner] = sums + wide_sum_place(row + 16 * partner, first + ROWS * i) - 32 * WIDE_TILES * ROWS * i;
+        for (int partner = 0; partner < PARTNERS; partner++) from[i][partner] = sums + wide_sum_place(row + 16 * partner, first + ROWS * i) - WIDE_CHANNELS * ROWS * i;
     u64 stride = (u64)ROWS * a.y_stride, at = (u64)first * a.y_stride + channel;
 #pragma unroll 1
     for (int column = first; column < end; column += ROWS * AT_ONCE) {
@@ -279,7 +279,7 @@ DEVICE void put_pairs(const Small& a, const Sums& kind, const typename Sums::Sum
             float values[PARTNERS][2];
 #pragma unroll
             for (int partner = 0; partner < PARTNERS; partner++) {
-                TwoSums two = *(const TwoSums*)(from[i % 2][partner] + 32 * WIDE_TILES * ROWS * i);
+                TwoSums two = *(const TwoSums*)(from[i % 2][partner] + WIDE_CHANNELS * ROWS * i);
 #pragma unroll
                 for (int j = 0; j < 2; j++)
                     values[partner][j] = kind.scaled(Sums::loaded(as_float(two.at[j])), scales[partner][j], of_rows[i]) + biases[partner][j];
@@ -296,7 +296,7 @@ DEVICE void put_pairs(const Small& a, const Sums& kind, const typename Sums::Sum
         }
         at += AT_ONCE * stride;
 #pragma unroll
-        for (int i = 0; i < 2 * PARTNERS; i++) from[i / PARTNERS][i % PARTNERS] += 32 * WIDE_TILES * ROWS * AT_ONCE;
+        for (int i = 0; i < 2 * PARTNERS; i++) from[i / PARTNERS][i % PARTNERS] += WIDE_CHANNELS * ROWS * AT_ONCE;
     }
 }
 
@@ -326,8 +326,8 @@ template <class Sums>
 DEVICE void put_each(const Small& a, const Sums& kind, const typename Sums::Sum* sums) {
     int end = a.rows < WIDE_ROWS ? a.rows : WIDE_ROWS;
 #pragma unroll 1
-    for (int o = thread(); o < 32 * WIDE_TILES * end; o += 256) {
-        int row = o % (32 * WIDE_TILES), column = o / (32 * WIDE_TILES);
+    for (int o = thread(); o < WIDE_CHANNELS * end; o += 256) {
+        int row = o % WIDE_CHANNELS, column = o / WIDE_CHANNELS;
         if (a.gated && row % 32 >= 16) continue;
         typename Sums::Sum up = a.gated ? sums[wide_sum_place(row + 16, column)] : 0;
         finish(a, kind, WIDE_TILES * block_y() + row / 32, row % 32, column, sums[wide_sum_place(row, column)], up);
@@ -338,7 +338,6 @@ DEVICE void put_each(const Small& a, const Sums& kind, const typename Sums::Sum*
 template <class Kind>
 DEVICE void finish_wide(const Kind& kind, const WideMemory& memory, const typename Kind::Sum (&out)[128], int lane, int warp) {
     typedef typename Kind::Sum Sum;
-    const int CHANNELS = 32 * WIDE_TILES;
     Sum* sums = (Sum*)memory.start;
     // All have multiplied what is in shared memory.
     sync();
@@ -347,7 +346,7 @@ DEVICE void finish_wide(const Kind& kind, const WideMemory& memory, const typena
 #pragma unroll
     for (int half = 0; half < 2; half++) own[half] = sums + wide_sum_place(16 * warp + 8 * half + lane / 4, 2 * (lane % 4));
 #pragma unroll
-    for (int i = 0; i < 128; i++) own[i / 2 % 2][CHANNELS * (8 * (i / 4) + i % 2)] = Kind::whole(out[i]);
+    for (int i = 0; i < 128; i++) own[i / 2 % 2][WIDE_CHANNELS * (8 * (i / 4) + i % 2)] = Kind::whole(out[i]);
     sync();
     Small some = kind.few();
     int first = WIDE_ROWS * block_x(), outputs = some.gated ? some.n / 2 : some.n;

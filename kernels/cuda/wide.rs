@@ -13,7 +13,7 @@ use super::weight::{Arguments, DeviceProduct, DeviceWeight, Element, IntegerArgu
 use super::workspace::Workspace;
 
 /// The one compute capability that has what kernels ask for in `hopper.cuh`.
-pub(crate) const CAPABILITY: (u32, u32) = (9, 0);
+pub(crate) const WIDE_CAPABILITY: (u32, u32) = (9, 0);
 
 /// What a block makes: output channels, token rows.
 pub(super) const WIDE_CHANNELS: usize = 128;
@@ -22,8 +22,12 @@ pub(super) const WIDE_ROWS: usize = 256;
 /// Blocks of a cluster, which have channels that follow one another.
 const CLUSTER: usize = 2;
 
+/// Places in shared memory for activations, and for weights, of a step.
+const STAGES: usize = 5;
+const SLOTS: usize = 3;
+
 /// Bytes of shared memory: `wide_shared` in `wide.cuh`.
-const SHARED: usize = 1024 + 5 * 128 * WIDE_ROWS + 3 * 128 * WIDE_CHANNELS + 8 * 6;
+const SHARED: usize = 1024 + STAGES * BOX_BYTES * WIDE_ROWS + SLOTS * BOX_BYTES * WIDE_CHANNELS + 8 * (STAGES + 1);
 
 /// Token rows from which on cuBLASLt is thought to be faster, numbers and all, than as many passes of the kernel for 64, where there are
 /// no wide kernels: by what is predicted of 3584 x 18944 on an H200, as in README's table, after two passes of `w3` and of `w4a8`.
@@ -43,9 +47,12 @@ pub enum Way {
     Blas,
 }
 
-/// The kernels of a format, by element.
+/// The kernels of a format, by element, and how many multiprocessors they are for.
 #[derive(Clone, Debug)]
-pub(super) struct Wide([Kernel; 2]);
+pub(super) struct Wide {
+    kernels: [Kernel; 2],
+    multiprocessors: usize,
+}
 
 /// The one parameter of a kernel: `Wide` in `wide.cuh`.
 #[repr(C)]
@@ -73,7 +80,7 @@ impl Wide {
     ) -> Result<Result<Wide, Arc<str>>, DeviceError> {
         let about = device.about();
         let (major, minor) = about.capability;
-        if about.capability != CAPABILITY {
+        if about.capability != WIDE_CAPABILITY {
             return Ok(Err(format!("it is of sm_{major}{minor}, and they are for sm_90").into()));
         }
         if about.shared < SHARED {
@@ -91,7 +98,7 @@ impl Wide {
             };
             device.kernel_with_shared(codes.wide, &name, SHARED)
         };
-        Ok(Ok(Wide([kernel("f16")?, kernel("bf16")?])))
+        Ok(Ok(Wide { kernels: [kernel("f16")?, kernel("bf16")?], multiprocessors: about.multiprocessors }))
     }
 }
 
@@ -107,12 +114,12 @@ impl DeviceWeight {
     pub fn way(&self, rows: usize, with_blas: bool) -> Way {
         let as_it_is = matches!(self.to_rows, ToRows::AsTheyAre);
         let least = if as_it_is { MANY_ROWS_AS_THEY_ARE } else { ROWS_AT_ONCE + 1 };
-        if self.wide.is_err() {
+        let Ok(wide) = &self.wide else {
             let least = if as_it_is { least } else { MANY_ROWS };
             return if with_blas && rows >= least { Way::Blas } else { Way::Sliced };
-        }
+        };
         let many = ManyRows {
-            multiprocessors: self.middle.multiprocessors,
+            multiprocessors: wide.multiprocessors,
             n: self.n(),
             k: self.k(),
             rows,
@@ -169,7 +176,7 @@ impl DeviceWeight {
             return Ok(());
         }
         self.check(stream, product)?;
-        let Wide(kernels) = self.wide.as_ref().map_err(|why| {
+        let Wide { kernels, .. } = self.wide.as_ref().map_err(|why| {
             let device = stream.device().about().name.clone();
             DeviceError::NoWide { device, why: why.to_string() }
         })?;

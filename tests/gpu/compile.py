@@ -1,6 +1,7 @@
 """The CUDA kernels compiled for every architecture that is shipped, by NVRTC from a Python package: no driver, no toolkit, no GPU.
 
-Prints for each kernel and architecture its registers, spills and the machine instructions that a tile costs, and
+Prints for each kernel and architecture its registers, spills and the machine instructions that a tile costs (a step, where 256 token
+rows are taken at once), and
 fails where one is above its ceiling. Nothing here runs a kernel.
 
     python tests/gpu/compile.py [--arch sm_90a]... [--archive]
@@ -359,8 +360,8 @@ def judge(name, architecture, used, code):
 
 
 def judge_wide(used, code, wrong):
-    """The instructions that a step costs a warp of a kernel for 256 token rows: a group of four warps multiplies 64 channels by 256 token
-    rows and 128 bytes along k, which takes the tensor cores 512 clocks, or as many as a multiprocessor has for 512 of each of two warps."""
+    """The instructions that a step costs a warp of a kernel for 256 token rows: 128 channels by 256 token rows and 128 bytes along k, which
+    takes tensor cores 1024 clocks. Meanwhile a multiprocessor issues 512 instructions for each of its eight warps, four at a time."""
     path = round_of(code)
     count = collections.Counter(one[1] for one in path)
     steps, rest = divmod(count["HGMMA"] + count["IGMMA"], 4)

@@ -6,7 +6,7 @@ use crate::few_rows::{Case, GAP, Shape, bits, name, value};
 use crate::receipt::Receipts;
 use crate::support::Random;
 use mbqc_kernels::cuda::{
-    Dense, DenseProduct, Device, DeviceError, DeviceProduct, DeviceRows, Element, Prefill, Stream, Way, Workspace,
+    Dense, DenseProduct, Device, DeviceError, DeviceProduct, DeviceRows, Element, Prefill, Stream,
 };
 use std::sync::Arc;
 
@@ -50,7 +50,6 @@ pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receip
     }
     let mut count = judged_all(&stream, &shapes(), receipts);
     let mut faults = Vec::new();
-    of_any(&stream, &mut Random(22), &mut faults)?;
     in_16_bits(&stream, options, &mut Random(23), &mut faults)?;
     for fault in &faults {
         println!("WRONG: {fault}");
@@ -159,36 +158,6 @@ pub(crate) fn judged(
     // Not a number is no small error.
     let right = matches!(error.partial_cmp(&most), Some(std::cmp::Ordering::Less | std::cmp::Ordering::Equal));
     Ok(if right { Ok(error) } else { Err(format!("relative error {error:e}, at most {most:e}")) })
-}
-
-/// Few rows are multiplied by our kernels, many by cuBLASLt or others of ours, which round weights to 16 bits, so that their bits tell.
-fn of_any(stream: &Stream, random: &mut Random, faults: &mut Vec<String>) -> Result<(), DeviceError> {
-    let plain = Shape { n: 48, k: 130, blocks: 0, ..Shape::PLAIN };
-    for rows in [1, 128, 129] {
-        let shape = Shape { rows, ..plain };
-        let placed = Placed::new(stream, &Case::random(shape, random))?;
-        let mut prefill = Prefill::new(stream, &[&placed.weight], rows)?;
-        let mut workspace = Workspace::new(stream, &[&placed.weight], None)?;
-        let product = placed.product(&shape);
-        let mut of = |way: Option<Way>| -> Result<Vec<u8>, DeviceError> {
-            stream.fill(&placed.y, 0xff)?;
-            match way {
-                Some(Way::Sliced) => placed.weight.product(stream, &product, &mut workspace)?,
-                Some(Way::Wide) => placed.weight.product_wide(stream, &product)?,
-                Some(Way::Blas) => placed.weight.product_of_many(stream, &product, &mut prefill)?,
-                None => placed.weight.product_of_any(stream, &product, &mut workspace, Some(&mut prefill))?,
-            }
-            let mut y = vec![0; placed.y.bytes()];
-            stream.read(&placed.y, &mut y)?;
-            Ok(y)
-        };
-        let (few, by_blas, any) = (of(Some(Way::Sliced))?, of(Some(Way::Blas))?, of(None)?);
-        let way = placed.weight.way(rows, true);
-        if few == by_blas || any != of(Some(way))? || (rows == 1) != (way == Way::Sliced) && rows != 128 {
-            faults.push(format!("{rows} rows are not multiplied in the way that is thought to be faster"));
-        }
-    }
-    Ok(())
 }
 
 /// Products with weights that were not quantized, and nothing written between rows.

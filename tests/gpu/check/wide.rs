@@ -8,7 +8,7 @@ use crate::prefill;
 use crate::receipt::Receipts;
 use crate::support::Random;
 use mbqc_kernels::Format;
-use mbqc_kernels::cuda::{Device, DeviceError, Element};
+use mbqc_kernels::cuda::{Device, DeviceError, DeviceProduct, Element, Prefill, ROWS_AT_ONCE, Stream, Way, Workspace};
 use std::sync::Arc;
 
 /// One step along k and many; tiles whose second half k does not reach; rows of tiles that are too few for a block, or for a cluster; token
@@ -105,13 +105,18 @@ fn judged_all(
     let stream = device.stream()?;
     let mut random = Random(31);
     let mut count = 0;
+    for fault in ways(&stream, options, &mut random)? {
+        println!("WRONG: {fault}");
+        receipts.fault(None, &fault);
+        count += 1;
+    }
     let few = Case::random(Shape { blocks: 0, ..Shape::PLAIN }, &mut random);
     let placed = Placed::new(&stream, &few)?;
     let product = placed.product(&few.shape);
     match placed.weight.product_wide(&stream, &product) {
         Err(DeviceError::NoWide { .. }) if !placed.weight.has_wide() => {
             println!("256 rows at once: not checked, a device of sm_90 has kernels for that");
-            return Ok(0);
+            return Ok(count);
         }
         Ok(()) if placed.weight.has_wide() => {}
         other => {
@@ -141,4 +146,72 @@ fn judged_all(
         count += integers::judged_these(&stream, options, receipts, format, &of_integers(format));
     }
     Ok(count)
+}
+
+/// What is wrong with the choice of a way: products are made in the one that is said to be fastest, with cuBLASLt and without, or as a spread
+/// says; ways that round weights have other bits. By kernels for 256 rows, a token row is the same bits among more of them.
+fn ways(stream: &Stream, options: &Options, random: &mut Random) -> Result<Vec<String>, DeviceError> {
+    let (mut faults, mut met) = (Vec::new(), Vec::new());
+    for rows in [1, 128, 129, 300] {
+        let shape = Shape { rows, n: 48, k: 130, blocks: 0, ..Shape::PLAIN };
+        let placed = Placed::new(stream, &Case::random(shape, random))?;
+        let (weight, product) = (&placed.weight, placed.product(&shape));
+        let mut workspace = Workspace::new(stream, &[weight], None)?;
+        let mut made = |put: &mut dyn FnMut(&mut Workspace) -> Result<(), DeviceError>| {
+            stream.fill(&placed.y, 0xff)?;
+            put(&mut workspace)?;
+            let mut y = vec![0; placed.y.bytes()];
+            stream.read(&placed.y, &mut y).map(|()| y)
+        };
+        let prefill =
+            if options.without_blas { Err(DeviceError::NoBlas) } else { Prefill::new(stream, &[weight], rows) };
+        let mut prefill = match prefill {
+            Err(DeviceError::NoBlas) => None,
+            other => Some(other?),
+        };
+        let sliced = made(&mut |workspace| weight.product(stream, &product, workspace))?;
+        for with_blas in [true, false] {
+            if with_blas && prefill.is_none() {
+                continue;
+            }
+            let way = weight.way(rows, with_blas);
+            let wanted = match way {
+                Way::Sliced => sliced.clone(),
+                Way::Wide => made(&mut |_| weight.product_wide(stream, &product))?,
+                Way::Blas => made(&mut |_| {
+                    let prefill = prefill.as_mut().expect("there is one");
+                    weight.product_of_many(stream, &product, prefill)
+                })?,
+            };
+            let any = made(&mut |workspace| {
+                let prefill = prefill.as_mut().filter(|_| with_blas);
+                weight.product_of_any(stream, &product, workspace, prefill)
+            })?;
+            if any != wanted || (way == Way::Sliced) != (any == sliced) {
+                faults
+                    .push(format!("{rows} rows are not multiplied in the way that is thought to be fastest, {way:?}"));
+            }
+            met.push(way);
+        }
+        let spread = Some(weight.spread(rows.min(ROWS_AT_ONCE)));
+        let dealt = DeviceProduct { spread, ..product };
+        let mut own = Workspace::new(stream, &[weight], spread)?;
+        let wanted = made(&mut |_| weight.product(stream, &dealt, &mut own))?;
+        if made(&mut |_| weight.product_of_any(stream, &dealt, &mut own, prefill.as_mut()))? != wanted {
+            faults.push(format!("{rows} rows are not dealt out as the spread says"));
+        }
+        if weight.has_wide() && rows == 300 {
+            let all = made(&mut |_| weight.product_wide(stream, &product))?;
+            let some = made(&mut |_| weight.product_wide(stream, &DeviceProduct { rows: 200, ..product }))?;
+            let bytes = 200 * 4 * shape.y_stride();
+            if all[..bytes] != some[..bytes] {
+                faults.push("a token row has other bits among 300 than among 200".to_owned());
+            }
+        }
+    }
+    let first = Placed::new(stream, &Case::random(Shape { blocks: 0, ..Shape::PLAIN }, random))?;
+    if !met.contains(&Way::Sliced) || first.weight.has_wide() != met.contains(&Way::Wide) {
+        faults.push(format!("of the ways, {met:?} were met"));
+    }
+    Ok(faults)
 }
