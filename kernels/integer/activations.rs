@@ -22,6 +22,9 @@ pub(crate) const fn most_lines(width: usize) -> usize {
 /// Bytes behind a line in the order of k, so that the last run may be read in whole strides; what they are does not matter.
 const MOST_STRIDE: usize = 8;
 
+/// Lines whose sums share a register, if they are folded ([`Simd::fold`](crate::simd::Simd::fold)).
+pub(crate) const FOLDED: usize = 4;
+
 /// Lines of a row, at most: high bytes, low bytes, and what is left where groups are uneven.
 pub(crate) const MOST_LIMBS: usize = 3;
 
@@ -36,10 +39,14 @@ pub(crate) struct Sheaf {
     pub(crate) places: usize,
     /// Whether all of its lines are third ones.
     sparse: bool,
+    /// Whether four of its lines share a register of sums: then numbers that go with lanes are those of four lines in turn.
+    pub(crate) folded: bool,
     /// Which sheaf it is.
     index: usize,
     /// Places of the sheaves before.
     before: usize,
+    /// Of those before that are folded, the registers of [`FOLDED`] lines.
+    folded_before: usize,
 }
 
 /// Whose a line is.
@@ -63,6 +70,7 @@ pub(crate) struct Activations {
     codes: Buffer<i8>,
     scales: Buffer<f32>,
     lane_scales: Buffer<f32>,
+    lane_sums: Buffer<f32>,
     sums: Buffer<f32>,
     totals: Vec<i32>,
     /// `[sheaves, group_stride]`: whether any line of a sheaf has something in a group.
@@ -79,7 +87,7 @@ pub(crate) struct Activations {
 }
 
 impl Activations {
-    /// Rounds these rows of `x: [_, k]`, or takes what is rounded already.
+    /// Rounds these rows of `x: [_, k]`, or takes what is rounded already; for the kernel for few rows, if there are up to [`SMALL`].
     pub(crate) fn set<D: Decode>(
         &mut self,
         x: Input<'_>,
@@ -89,6 +97,7 @@ impl Activations {
         pool: &Pool,
     ) {
         let rows = end - start;
+        let few = rows <= SMALL;
         let limbs = match (levels, x) {
             (Levels::Int16, Input::F32(_)) => 2,
             _ => 1,
@@ -105,10 +114,11 @@ impl Activations {
             });
         }
         let most = most_lines(layout.width);
-        let places = self.arrange_lines(limbs, most);
+        let (places, folded) = self.arrange_lines(limbs, most, few, layout.folds() && !D::WHOLE_ROWS);
         self.line_bytes = layout.tiles * layout.tile_weights();
         self.group_stride = layout.padded_groups;
-        self.lane_stride = layout.blocks * layout.lanes();
+        // Few lines are multiplied by numbers that go with lanes.
+        self.lane_stride = if few { layout.blocks * layout.lanes() } else { 0 };
         let order_of = (TypeId::of::<D>(), layout.width);
         let known = self.orders.iter().position(|&(decoder, width, _)| (decoder, width) == order_of);
         let order = known.unwrap_or_else(|| {
@@ -128,15 +138,10 @@ impl Activations {
             scales: self.scales.zeroed(lines * self.group_stride),
             sums: self.sums.zeroed(lines * self.group_stride),
             lane_scales: self.lane_scales.zeroed(places * self.lane_stride),
+            lane_sums: self.lane_sums.zeroed(folded * self.lane_stride),
             totals: &mut self.totals,
             used: &mut self.used,
-            strides: Strides {
-                limbs,
-                most,
-                line_bytes: self.line_bytes,
-                groups: self.group_stride,
-                lanes: self.lane_stride,
-            },
+            strides: Strides { limbs, line_bytes: self.line_bytes, groups: self.group_stride, lanes: self.lane_stride },
         };
         if layout.k == 0 {
             return;
@@ -164,29 +169,41 @@ impl Activations {
         });
     }
 
-    /// Numbers the lines of all rows and binds them into sheaves; answers the places of all. With few rows there is a kernel
-    /// for any number of lines up to 4.
-    fn arrange_lines(&mut self, limbs: usize, most: usize) -> usize {
+    /// Numbers the lines of all rows and binds them into sheaves; answers the places of all, and of those that are folded the registers
+    /// of four lines. For `few` rows there is a kernel for any number of lines up to 4.
+    ///
+    /// Four lines and more are folded, if they may be; third lines never. What is computed for a row does not depend on what the others
+    /// hold; the last bits may depend on how many there are, and on its place among them.
+    fn arrange_lines(&mut self, limbs: usize, most: usize, few: bool, may_fold: bool) -> (usize, usize) {
         self.lines.clear();
         self.sheaves.clear();
-        let few = self.rows() <= SMALL;
-        let mut before = 0;
+        let (mut before, mut folded_before) = (0, 0);
         for (piece, uneven) in self.uneven.chunks(ROWS_PER_PIECE).enumerate() {
-            let (start, first) = (self.lines.len(), piece * ROWS_PER_PIECE);
-            for row in first..first + uneven.len() {
+            let (start, first_row) = (self.lines.len(), piece * ROWS_PER_PIECE);
+            for row in first_row..first_row + uneven.len() {
                 self.lines.extend((0..limbs).map(|limb| Line { row, leads: limb == 0 }));
             }
-            let thirds = uneven.iter().enumerate().filter(|(_, uneven)| **uneven);
-            self.lines.extend(thirds.map(|(i, _)| Line { row: first + i, leads: false }));
-            for first in (start..self.lines.len()).step_by(most) {
-                let lines = (self.lines.len() - first).min(most);
-                let places = if few && lines <= 4 { lines } else { most };
-                let sparse = first >= start + uneven.len() * limbs;
-                self.sheaves.push(Sheaf { first, lines, places, sparse, index: self.sheaves.len(), before });
-                before += places;
+            let thirds = self.lines.len();
+            let with_third = uneven.iter().enumerate().filter(|(_, uneven)| **uneven);
+            self.lines.extend(with_third.map(|(i, _)| Line { row: first_row + i, leads: false }));
+            let end = self.lines.len();
+            // Where lines are folded, third ones have sheaves of their own: how many there are must not change the others'.
+            let apart = few && may_fold && thirds - start >= FOLDED;
+            let cut = if apart { thirds } else { end };
+            for (start, end) in [(start, cut), (cut, end)] {
+                for first in (start..end).step_by(most) {
+                    let lines = (end - first).min(most);
+                    let places = if few && lines <= 4 { lines } else { most };
+                    let sparse = first >= thirds;
+                    let folded = apart && !sparse && lines >= FOLDED;
+                    let index = self.sheaves.len();
+                    self.sheaves.push(Sheaf { first, lines, places, sparse, folded, index, before, folded_before });
+                    before += places;
+                    folded_before += if folded { places / FOLDED } else { 0 };
+                }
             }
         }
-        before
+        (before, folded_before)
     }
 
     /// Rows.
@@ -209,9 +226,18 @@ impl Activations {
         &self.codes.as_slice()[sheaf.before * self.line_bytes..][..sheaf.places * self.line_bytes]
     }
 
-    /// `[blocks, places, lanes]`: for each line of a sheaf, the scale of the group that each lane of 32 bits belongs to.
+    /// `[blocks, places, lanes]`: for each line of a sheaf, the scale of the group that each lane of 32 bits belongs to; if it is
+    /// folded, `[blocks, places / 4, lanes]`, lanes being those of four lines in turn. Of up to [`SMALL`] rows.
     pub(crate) fn lane_scales(&self, sheaf: Sheaf) -> &[f32] {
-        &self.lane_scales.as_slice()[sheaf.before * self.lane_stride..][..sheaf.places * self.lane_stride]
+        let places = if sheaf.folded { sheaf.places / FOLDED } else { sheaf.places };
+        &self.lane_scales.as_slice()[sheaf.before * self.lane_stride..][..places * self.lane_stride]
+    }
+
+    /// Of a sheaf that is folded, in the order of its scales: in the first four lanes of a group its [`Activations::sums`], zero in
+    /// its others.
+    pub(crate) fn lane_sums(&self, sheaf: Sheaf) -> &[f32] {
+        let registers = if sheaf.folded { sheaf.places / FOLDED } else { 0 };
+        &self.lane_sums.as_slice()[sheaf.folded_before * self.lane_stride..][..registers * self.lane_stride]
     }
 
     /// `[groups]`: whether a sheaf of third lines, which are mostly zero, has to be multiplied by a group. None if the sheaf
@@ -241,7 +267,6 @@ impl Activations {
 #[derive(Clone, Copy)]
 struct Strides {
     limbs: usize,
-    most: usize,
     line_bytes: usize,
     groups: usize,
     lanes: usize,
@@ -257,6 +282,7 @@ struct Pieces<'a> {
     scales: &'a mut [f32],
     sums: &'a mut [f32],
     lane_scales: &'a mut [f32],
+    lane_sums: &'a mut [f32],
     totals: &'a mut [i32],
     used: &'a mut [bool],
     strides: Strides,
@@ -273,8 +299,11 @@ impl<'a> Iterator for Pieces<'a> {
         let strides = self.strides;
         let (uneven, others) = self.uneven.split_at(self.uneven.len().min(ROWS_PER_PIECE));
         let lines = uneven.len() * strides.limbs + uneven.iter().filter(|uneven| **uneven).count();
-        let (sheaves, other_sheaves) = self.sheaves.split_at(lines.div_ceil(strides.most));
+        let first_line = self.sheaves.first().map_or(0, |sheaf| sheaf.first);
+        let of_piece = self.sheaves.iter().take_while(|sheaf| sheaf.first < first_line + lines).count();
+        let (sheaves, other_sheaves) = self.sheaves.split_at(of_piece);
         let places: usize = sheaves.iter().map(|sheaf| sheaf.places).sum();
+        let folded: usize = sheaves.iter().filter(|sheaf| sheaf.folded).map(|sheaf| sheaf.places / FOLDED).sum();
         let piece = Pieces {
             first: self.first,
             uneven,
@@ -283,6 +312,7 @@ impl<'a> Iterator for Pieces<'a> {
             scales: cut(&mut self.scales, lines * strides.groups),
             sums: cut(&mut self.sums, lines * strides.groups),
             lane_scales: cut(&mut self.lane_scales, places * strides.lanes),
+            lane_sums: cut(&mut self.lane_sums, folded * strides.lanes),
             totals: cut(&mut self.totals, lines),
             used: cut(&mut self.used, sheaves.len() * strides.groups),
             strides,
@@ -304,9 +334,11 @@ impl Pieces<'_> {
     /// Stores a limb of a rounded row as line `line` of the piece.
     fn put<D: Decode>(&mut self, row: &Row, limb: usize, line: usize, layout: &Layout, order: &Order) {
         let strides = self.strides;
-        let (index, place) = (line / strides.most, line % strides.most);
-        let Sheaf { before, places, .. } = self.sheaves[index];
-        let before = before - self.sheaves[0].before;
+        let of_line = line + self.sheaves[0].first;
+        let index = self.sheaves.partition_point(|sheaf| sheaf.first + sheaf.lines <= of_line);
+        let Sheaf { first, before, folded_before, places, folded, .. } = self.sheaves[index];
+        let (place, before) = (of_line - first, before - self.sheaves[0].before);
+        let folded_before = folded_before - self.sheaves[0].folded_before;
         let codes = &mut self.codes[before * strides.line_bytes..][..places * strides.line_bytes];
         arrange(&row.limbs[limb], order, layout.width, codes, place, places);
 
@@ -316,12 +348,23 @@ impl Pieces<'_> {
         for (used, &scale) in self.used[index * strides.groups..].iter_mut().zip(&row.scales[limb]) {
             *used |= scale != 0.0;
         }
-        let scales = &self.scales[line * strides.groups..];
-        let lane_scales = self.lane_scales[before * strides.lanes..].chunks_mut(layout.lanes());
-        for (block, lanes) in lane_scales.skip(place).step_by(places).take(layout.blocks).enumerate() {
-            let scales = &scales[block * layout.block_groups..][..layout.block_groups];
-            for (lanes, &scale) in lanes.chunks_mut(layout.lanes() / layout.block_groups).zip(scales) {
-                lanes.fill(scale);
+        if strides.lanes != 0 {
+            let lane_scales = &mut self.lane_scales[before * strides.lanes..];
+            let lanes = layout.lanes();
+            let of_group = lanes / layout.block_groups;
+            for group in 0..layout.groups {
+                let (scale, sum) = (row.scales[limb][group], row.sums[limb][group]);
+                let (block, within) = (group / layout.block_groups, group % layout.block_groups * of_group);
+                if folded {
+                    let first = (block * (places / FOLDED) + place / FOLDED) * lanes + within + place % FOLDED;
+                    lane_scales[first..][..of_group - place % FOLDED]
+                        .iter_mut()
+                        .step_by(FOLDED)
+                        .for_each(|lane| *lane = scale);
+                    self.lane_sums[folded_before * strides.lanes + first] = sum;
+                } else {
+                    lane_scales[(block * places + place) * lanes + within..][..of_group].fill(scale);
+                }
             }
         }
         if D::WHOLE_ROWS {

@@ -77,7 +77,7 @@ pub(crate) struct Output<'a> {
 }
 
 #[expect(unsafe_code, reason = "a raw pointer into a slice that is borrowed mutably for as long as the value lives")]
-// SAFETY: the pointer is only used by `set` and `set_columns`, whose callers write disjoint columns.
+// SAFETY: the pointer is only used by `set_columns`, whose callers write disjoint columns.
 unsafe impl Sync for Output<'_> {}
 
 impl<'a> Output<'a> {
@@ -128,23 +128,5 @@ impl<'a> Output<'a> {
                 *y += residual;
             }
         }
-    }
-
-    /// Stores the output at `(row, j)`, given the products with channel `j` and its partner.
-    ///
-    /// # Safety
-    ///
-    /// No other thread accesses column `j` meanwhile.
-    ///
-    /// # Panics
-    ///
-    /// If there is no such element.
-    #[inline(always)]
-    #[expect(unsafe_code, reason = "threads write disjoint columns of one slice")]
-    pub(crate) unsafe fn set(&self, row: usize, j: usize, v: f32, up: f32) {
-        assert!(row < self.rows && j < self.columns, "an element of y");
-        let value = self.epilogue.finish(row, j, v, up, self.columns);
-        // SAFETY: the element lies in the slice; the caller keeps others away from its column.
-        unsafe { self.start.add(row * self.columns + j).write(value) }
     }
 }

@@ -91,6 +91,11 @@ impl Layout {
         self.width / 4
     }
 
+    /// Whether groups fill whole fours of lanes, so that the sums of four lines can share a register.
+    pub(crate) fn folds(&self) -> bool {
+        self.block_groups * 4 <= self.lanes()
+    }
+
     /// Bytes of a tile of activations or of codes: its weights.
     pub(crate) fn tile_weights(&self) -> usize {
         self.registers * self.width

@@ -33,7 +33,7 @@ use crate::pool::Pool;
 use crate::simd;
 use std::cell::RefCell;
 
-/// Rows that are multiplied straight from the stored bytes.
+/// Rows that are multiplied straight from the stored bytes: of a product, or of its last block.
 pub(crate) const SMALL: usize = 16;
 
 /// Rows that are rounded before they are multiplied; more of them come in blocks of as many, so that what threads keep does
@@ -78,9 +78,10 @@ pub(crate) fn product<D: Decode>(
             activations.set::<D>(x, block.clone(), &weight.layout, levels, pool);
             let y = epilogue::Output::new(y, block.len(), w.n, epilogue);
             let failed = std::sync::Mutex::new(None);
-            let step = if rows <= SMALL { small::CHANNELS } else { tall::CHANNELS };
+            let few = block.len() <= SMALL;
+            let step = if few { small::CHANNELS } else { tall::CHANNELS };
             pool.split(outputs, step, LEAST_CHANNELS, |channels| {
-                let done = match rows <= SMALL {
+                let done = match few {
                     true => simd::run(small::Small::<D>::new(&weight, activations, &y, channels)),
                     false => simd::run(tall::Tall::<D>::new(&weight, activations, &y, channels)),
                 };

@@ -178,6 +178,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    fn fold(self, [a, b, c, d]: [__m256i; 4]) -> __m256i {
+        // SAFETY: AVX2 is there.
+        unsafe { _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d)) }
+    }
+
+    #[inline(always)]
     fn sum_ints(self, a: __m256i) -> i32 {
         // SAFETY: AVX2 is there.
         unsafe {
@@ -224,6 +230,16 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             let four = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
             let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+
+    #[inline(always)]
+    fn sum_fourths(self, a: __m256) -> [f32; 4] {
+        // SAFETY: AVX2 is there; the array has 16 bytes.
+        unsafe {
+            let mut sums = [0.0; 4];
+            _mm_storeu_ps(sums.as_mut_ptr(), _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a)));
+            sums
         }
     }
 

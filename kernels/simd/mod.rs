@@ -104,6 +104,8 @@ pub(crate) trait Simd: Copy {
 
     /// All lanes the same.
     fn ints(self, value: i32) -> Self::Ints;
+    /// Lane `4 i + j` is the sum of lanes `4 i` to `4 i + 3` of `a[j]`, modulo 2^32.
+    fn fold(self, a: [Self::Ints; 4]) -> Self::Ints;
     /// The sum of all lanes, modulo 2^32.
     fn sum_ints(self, a: Self::Ints) -> i32;
     /// The nearest floats.
@@ -119,6 +121,8 @@ pub(crate) trait Simd: Copy {
     fn mul_add(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
     /// The sum of all lanes, in an order of the set's own.
     fn sum(self, a: Self::Floats) -> f32;
+    /// `[j]` is the sum of lanes `j`, `j + 4`, and so on, in an order of the set's own.
+    fn sum_fourths(self, a: Self::Floats) -> [f32; 4];
 
     /// `WIDTH / 4` floats from any address.
     ///

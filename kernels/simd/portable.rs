@@ -120,6 +120,11 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn fold(self, a: [Self::Ints; 4]) -> Self::Ints {
+        a.map(|a| self.sum_ints(a))
+    }
+
+    #[inline(always)]
     fn sum_ints(self, a: Self::Ints) -> i32 {
         a.into_iter().fold(0, i32::wrapping_add)
     }
@@ -152,6 +157,11 @@ impl Simd for Portable {
     #[inline(always)]
     fn sum(self, a: Self::Floats) -> f32 {
         (a[0] + a[2]) + (a[1] + a[3])
+    }
+
+    #[inline(always)]
+    fn sum_fourths(self, a: Self::Floats) -> [f32; 4] {
+        a
     }
 
     #[inline(always)]

@@ -304,7 +304,7 @@ fn integers_are_exact() {
                 // 32639 = 257 * 127: then the unit of the low bytes is 1/257.
                 case.x.iter_mut().for_each(|x| *x *= 257.0);
             }
-            for rows in [1, 2, 5, 16, 17] {
+            for rows in [1, 2, 4, 5, 12, 16, 17] {
                 let y = case.run(kernel, rows, Epilogue::default(), &Pool::new(2));
                 for (i, &y) in y.iter().enumerate() {
                     let (wanted, tolerance) = case.exact(i / n, i % n, Accuracy::Single);
@@ -426,35 +426,39 @@ fn rows_with_outliers_among_others() {
 }
 
 #[test]
-fn neither_threads_nor_other_rows_change_an_output() {
-    let (n, k, group) = (333, 200, 64);
-    each(k, group, |format, kernel, what| {
-        let case = Case::new(format, n, k, group, heavy_tailed(7));
-        let run = |rows, threads| {
-            let y = case.run(kernel, rows, Epilogue::default(), &Pool::new(threads));
-            y.into_iter().map(f32::to_bits).collect::<Vec<_>>()
-        };
-        for rows in [7, 17] {
-            let one = run(rows, 1);
-            for threads in [2, 3, 8] {
-                assert_eq!(run(rows, threads), one, "{what}, {rows} rows with {threads} threads");
+fn neither_threads_nor_what_other_rows_hold_changes_an_output() {
+    for (n, k, group) in [(333, 200, 64), (37, 904, 128)] {
+        each(k, group, |format, kernel, what| {
+            let case = Case::new(format, n, k, group, heavy_tailed(7));
+            let run = |case: &Case, rows, threads| {
+                let y = case.run(kernel, rows, Epilogue::default(), &Pool::new(threads));
+                y.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            };
+            for rows in [7, 17] {
+                let one = run(&case, rows, 1);
+                for threads in [2, 3, 8] {
+                    assert_eq!(run(&case, rows, threads), one, "{what}, {rows} rows with {threads} threads");
+                }
             }
-        }
-        if kernel.accuracy == Accuracy::Single {
-            return;
-        }
-        let all = run(16, 1);
-        for rows in [1, 2, 3, 5, 7, 8, 9] {
-            assert_eq!(run(rows, 1), all[..rows * n], "{what}: {rows} rows alone and among others");
-        }
-        for row in 0..16 {
-            let alone = Product { x: case.x[row * k..(row + 1) * k].into(), ..case.product(1, Epilogue::default()) };
-            let mut y = vec![f32::NAN; n];
-            (kernel.run)(&alone, &mut y, &Pool::single()).expect("lengths fit");
-            let y: Vec<u32> = y.into_iter().map(f32::to_bits).collect();
-            assert_eq!(y, all[row * n..(row + 1) * n], "{what}: row {row} alone and among others");
-        }
-    });
+            // What others hold says nothing, such as which of them have outliers; how many there are may change last bits.
+            let mut others = [Case::new(format, n, k, group, bell(8)), Case::new(format, n, k, group, heavy_tailed(9))];
+            for rows in [2, 5, 9, 16, 17] {
+                let all = run(&case, rows, 1);
+                for row in [0, rows / 2, rows - 1] {
+                    let (x, y) = (row * k..(row + 1) * k, row * n..(row + 1) * n);
+                    for other in &mut others {
+                        let kept = other.x[x.clone()].to_vec();
+                        other.x[x.clone()].copy_from_slice(&case.x[x.clone()]);
+                        assert!(
+                            run(other, rows, 1)[y.clone()] == all[y.clone()],
+                            "{what}, {rows} rows: row {row} among others"
+                        );
+                        other.x[x.clone()].copy_from_slice(&kept);
+                    }
+                }
+            }
+        });
+    }
 }
 
 /// More rows than are rounded in one go.
@@ -491,6 +495,27 @@ fn blocks_of_rows_follow_one_another() {
     });
 }
 
+/// What is left over of many rows may be few, which have a kernel of their own.
+#[test]
+fn a_last_block_may_have_few_rows() {
+    let (n, k, group, block) = (36, 128, 128, 1024);
+    each(k, group, |format, kernel, what| {
+        if kernel.accuracy == Accuracy::Single {
+            return;
+        }
+        let mut case = Case::new(format, n, k, group, |_| 0.0);
+        case.x = ((0..(block + 20) * k).map(heavy_tailed(29))).collect();
+        for few in [1, 3, 9, 13, 16, 17] {
+            let y = case.run(kernel, block + few, Epilogue::default(), &Pool::new(2));
+            let rest =
+                Product { x: case.x[block * k..(block + few) * k].into(), ..case.product(few, Epilogue::default()) };
+            let mut alone = vec![f32::NAN; few * n];
+            (kernel.run)(&rest, &mut alone, &Pool::single()).expect("lengths fit");
+            assert!(y[block * n..] == alone, "{what}: {few} rows after a block and alone");
+        }
+    });
+}
+
 /// Activations that are rounded already are multiplied as they are, by every format.
 #[test]
 fn rounded_activations_are_not_rounded_again() {
@@ -510,8 +535,9 @@ fn rounded_activations_are_not_rounded_again() {
             assert_eq!(y, run((&case.x).into(), MOST_ROWS), "{what}: rounded before or by the product");
         }
         if kernel.name.starts_with("int") {
-            let [few, some] = [3, 7].map(|rows| run((&Tokens::new(&case.x[..rows * k], k, &pool)).into(), rows));
-            assert_eq!(few, some[..3 * n], "{what}: rows among others");
+            // By the same kernels: five lines or more, up to eight.
+            let [few, some] = [5, 7].map(|rows| run((&Tokens::new(&case.x[..rows * k], k, &pool)).into(), rows));
+            assert_eq!(few, some[..5 * n], "{what}: rows among others");
         }
         case.x = tokens.to_f32();
         for (i, &y) in y.iter().enumerate() {
@@ -605,9 +631,14 @@ fn what_is_not_finite_stays_so() {
         // Zero points of which no code is equal, so that no product with infinity is undefined by accident.
         for (bad, place) in [(f32::NAN, 3), (f32::INFINITY, 130)] {
             let kept = std::mem::replace(&mut case.x[k + place], bad);
-            let y = case.run(kernel, 3, Epilogue::default(), &Pool::single());
-            assert!(y[n..2 * n].iter().all(|y| !y.is_finite()), "{what}: {bad} disappears");
-            assert!(y[..n].iter().chain(&y[2 * n..]).all(|y| y.is_finite()), "{what}: {bad} leaves its row");
+            for rows in [3, 8] {
+                let y = case.run(kernel, rows, Epilogue::default(), &Pool::single());
+                assert!(y[n..2 * n].iter().all(|y| !y.is_finite()), "{what}, {rows} rows: {bad} disappears");
+                assert!(
+                    y[..n].iter().chain(&y[2 * n..]).all(|y| y.is_finite()),
+                    "{what}, {rows} rows: {bad} leaves its row"
+                );
+            }
             case.x[k + place] = kept;
         }
     });
