@@ -5,23 +5,39 @@
 //! cargo run --release --example multiply_on_a_gpu -- model.w3.onnx [NODE]
 //! ```
 
-#![expect(clippy::print_stdout, reason = "the text is what the program is for")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the text is what the program is for")]
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use mbqc::engine::layers::layers;
+use mbqc::engine::layers::{Layer, layers};
 use mbqc::onnx::{ReadOptions, read};
 use mbqc_kernels::cuda::{Device, DeviceProduct, DeviceRows, DeviceWeight, Element, Workspace};
-use mbqc_kernels::{Accuracy, Epilogue, Pool, Product};
+use mbqc_kernels::{Accuracy, Epilogue, Pool, Product, Scheme};
+use std::process::ExitCode;
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn main() -> ExitCode {
+    match work() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn work() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let file = arguments.next().ok_or("give a model with quantized layers, and perhaps the name of a node")?;
     let wanted = arguments.next();
     let model = read(file.as_ref(), &ReadOptions::default())?.model;
     let (layers, _) = layers(&model);
-    let mut found = layers.iter().filter(|layer| wanted.as_ref().is_none_or(|name| *name == layer.name));
-    let layer = found.next().ok_or("there is no such quantized layer; mbqc inspect lists them")?;
+    // This example's activations are half precision.
+    let fits = |layer: &&Layer| layer.layer.format.scheme == Scheme::WeightOnly && layer.layer.format.tiles.is_some();
+    let found = match &wanted {
+        Some(name) => layers.iter().find(|layer| *name == layer.name),
+        None => layers.iter().find(fits),
+    };
+    let layer = found.ok_or("there is no such quantized layer of w2, w3 or w4; mbqc inspect lists them")?;
     let (k, n) = (layer.layer.k, layer.layer.n);
 
     // Two token rows of half precision, each at a multiple of 16 bytes.

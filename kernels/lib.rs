@@ -8,7 +8,8 @@
 //!    along `k`.
 //! 3. **Stored bytes never depend on the device.** A kernel may rearrange what it reads, never what is written.
 //! 4. **Results do not depend on the number of threads.** Every output is computed by one thread, sums have a fixed order,
-//!    and the sum over `k` is never cut into pieces that go to different threads.
+//!    and the sum over `k` is never cut into pieces that go to different threads. (Blocks of a CUDA device may share one; they add
+//!    their parts in a fixed order.)
 //! 5. **What is stored is not trusted.** `unpack` and the kernels answer wrong lengths and impossible zero points with an
 //!    [`Error`], never with a panic.
 //!

@@ -243,6 +243,32 @@ mod tests {
         }
     }
 
+    /// What the program that checks devices relies on: with 64 rows, blocks of some small products share a band, and blocks of one with
+    /// more bands of eight rows of tiles than there are multiprocessors have several.
+    #[test]
+    fn every_device_deals_out_in_both_ways() {
+        for multiprocessors in [3, 48, 78, 108, 114, 128, 132, 142, 148, 170] {
+            for (bytes, activations, instructions) in
+                [(1664, 256, 1050), (2176, 256, 1050), (2048, 128, 400), (4096, 128, 400)]
+            {
+                let cost = TileCost { bytes, activations, instructions };
+                for least in [1, 4, 8] {
+                    let dealt = |(row_tiles, k_tiles)| {
+                        let (spread, _) = Spread::best_alone(row_tiles, k_tiles, cost, multiprocessors, 64, least);
+                        Dealt::new(spread, row_tiles, k_tiles, multiprocessors, 1)
+                    };
+                    let several = dealt((8 * (multiprocessors + 1), 1));
+                    assert!(
+                        several.spread.blocks < (8 * (multiprocessors + 1)).div_ceil(several.spread.together),
+                        "{several:?}"
+                    );
+                    let shared = dealt((2, 21)).sharers > 1;
+                    assert!(shared || multiprocessors == 3, "{multiprocessors} multiprocessors, {cost:?}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn bands_are_shared_where_a_block_ends_within_one() {
         for size in SIZES {

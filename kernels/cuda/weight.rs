@@ -541,7 +541,7 @@ impl DeviceWeight {
     }
 
     /// The spread, if there is such a one.
-    fn checked(&self, spread: Spread) -> Result<Spread, DeviceError> {
+    pub(super) fn checked(&self, spread: Spread) -> Result<Spread, DeviceError> {
         if !matches!(spread.together, 1 | 2 | 4 | 8) {
             let expected = "1, 2, 4 or 8".to_owned();
             return Err(DeviceError::Shape { what: "rows of tiles of a band", found: spread.together, expected });

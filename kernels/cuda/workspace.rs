@@ -20,9 +20,12 @@ impl Workspace {
     ///
     /// # Errors
     ///
-    /// If memory is short.
+    /// If memory is short, or one of the weights' products cannot be dealt out in `spread`.
     pub fn new(stream: &Stream, weights: &[&DeviceWeight], spread: Option<Spread>) -> Result<Workspace, DeviceError> {
         let device: &Arc<Device> = stream.device();
+        if let Some(spread) = spread {
+            weights.iter().try_for_each(|weight| weight.checked(spread).map(|_| ()))?;
+        }
         let sizes = weights.iter().flat_map(|weight| {
             let spreads = (1..=ROWS_AT_ONCE).map(|rows| spread.unwrap_or_else(|| weight.spread(rows)));
             let many = if spread.is_none() { weight.middle_workspace() } else { (0, 0) };

@@ -62,7 +62,13 @@ pub fn devices(common: &Common) -> Result<(), Error> {
 
 fn see(ordinal: usize) -> Result<Seen, Error> {
     let device = Device::open(ordinal)?;
-    let units = units().map(|unit| (unit.name, device.load(unit).map_err(|error| error.to_string())));
+    let capability = device.about().capability;
+    let units = units().map(|unit| match unit.only {
+        Some((major, minor)) if (major, minor) != capability => {
+            (unit.name, Err(format!("it is for sm_{major}{minor} alone")))
+        }
+        _ => (unit.name, device.load(unit).map_err(|error| error.to_string())),
+    });
     Ok(Seen { about: device.about().clone(), units: units.collect() })
 }
 
@@ -78,8 +84,8 @@ fn told(seen: &Seen) -> String {
         driver.1
     )];
     lines.extend(seen.units.iter().map(|(unit, form)| match form {
-        Ok(form) => format!("        {unit:<6} {form}"),
-        Err(why) => format!("        {unit:<6} not loaded: {why}"),
+        Ok(form) => format!("        {unit:<9} {form}"),
+        Err(why) => format!("        {unit:<9} not loaded: {why}"),
     }));
     lines.join("\n")
 }

@@ -217,7 +217,7 @@ def main():
             if "cold" in row:
                 ours[receipt["unit"], row["k"], row["n"], row["rows"]] = 1e6 * row["cold"][1]
             else:
-                times = [row[way] for way in ("sliced", "blas") if row[way]]
+                times = [row[way] for way in ("sliced", "wide", "blas") if row.get(way)]
                 many[row["format"], row["k"], row["n"], row["rows"]] = 1e6 * min(times)
     peers = {arguments.peer: OTHERS[arguments.peer]} if arguments.peer else TORCH
 

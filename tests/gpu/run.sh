@@ -22,7 +22,7 @@ failed=0
 : >"$out/log.txt"
 
 # cuBLASLt where the linker does not look: the toolkit's, or what torch came with.
-if ! ldconfig -p 2>/dev/null | grep -q libcublasLt.so; then
+if ! ldconfig -p 2>/dev/null | grep libcublasLt.so >/dev/null; then
     packages=$(python3 -c 'import sysconfig; print(sysconfig.get_path("purelib"))' 2>/dev/null || true)
     for folder in /usr/local/cuda/lib64 "$packages"/nvidia/*/lib; do
         if compgen -G "$folder/libcublasLt.so*" >/dev/null; then
@@ -66,6 +66,16 @@ state() {
 state
 part check 180 "$check" --only check --out "$made"
 part bench 150 "$check" --only bench --out "$made"
+sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null || true)
+if [[ -n $sanitizer ]]; then
+    for tool in memcheck racecheck initcheck synccheck; do
+        # Calls that must fail are among the checks; cuBLASLt's kernels are not ours to judge.
+        part "sanitizer $tool" 60 "$sanitizer" --tool "$tool" --report-api-errors no --error-exitcode 9 \
+            "$check" --only check --small --runs 2 --without-blas
+    done
+else
+    say "== sanitizer: there is no compute-sanitizer here"
+fi
 if python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
     part peers 90 python3 "$here/peers.py" --ours "$made" --out "$made/peers.json"
     if [[ -n ${PEERS:-} ]]; then
@@ -80,16 +90,6 @@ if python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
     fi
 else
     say "== peers: there is no torch that sees a GPU here"
-fi
-sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null || true)
-if [[ -n $sanitizer ]]; then
-    for tool in memcheck racecheck initcheck synccheck; do
-        # Calls that must fail are among the checks; cuBLASLt's kernels are not ours to judge.
-        part "sanitizer $tool" 60 "$sanitizer" --tool "$tool" --report-api-errors no --error-exitcode 9 \
-            "$check" --only check --small --runs 2 --without-blas
-    done
-else
-    say "== sanitizer: there is no compute-sanitizer here"
 fi
 profiler=$(command -v ncu || ls /usr/local/cuda/bin/ncu 2>/dev/null || true)
 if [[ -n $profiler ]]; then

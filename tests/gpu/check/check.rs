@@ -6,7 +6,8 @@ use crate::receipt::Receipts;
 use crate::support::Random;
 use half::{bf16, f16};
 use mbqc_kernels::cuda::{
-    Device, DeviceError, DeviceProduct, DeviceRows, DeviceWeight, Element, Memory, Spread, Stream, Tiles, Workspace,
+    Device, DeviceError, DeviceProduct, DeviceRows, DeviceWeight, Element, Memory, Spread, Stream, TILE_CHANNELS,
+    Tiles, Workspace,
 };
 use mbqc_kernels::dense::convert::FloatType;
 use mbqc_kernels::{Scales, Stored};
@@ -130,7 +131,16 @@ fn judged(
 /// The number of faults.
 pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receipts) -> Result<usize, DeviceError> {
     let stream = device.stream()?;
-    let mut faults = judged_all(&stream, &shapes(), options, receipts);
+    let mut shapes = shapes();
+    shapes.extend([2, 3, 4].map(|bits| Shape {
+        bits,
+        n: several_bands(device),
+        k: 128,
+        rows: 40,
+        blocks: 0,
+        ..Shape::PLAIN
+    }));
+    let mut faults = judged_all(&stream, &shapes, options, receipts);
     let mut others = Vec::new();
     tiles_are_those_of_the_host(&stream, receipts, &mut others)?;
     numbers_of_codes(&stream, receipts, &mut others)?;
@@ -142,6 +152,12 @@ pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receip
     }
     faults += others.len();
     Ok(faults)
+}
+
+/// Output channels with which a block of the kernel for 64 rows has several bands, even of eight rows of tiles: it runs on a multiprocessor
+/// alone, and there are more bands than those.
+pub(crate) fn several_bands(device: &Device) -> usize {
+    8 * TILE_CHANNELS * (device.about().multiprocessors + 1)
 }
 
 /// The same of layers of models.

@@ -90,7 +90,9 @@ fn large_shapes(format: &'static Format) -> Vec<Shape> {
 /// The number of faults.
 pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receipts) -> Result<usize, DeviceError> {
     let count = tiles_are_those_of_the_host(device, receipts)?;
-    Ok(count + judged_all(device, options, receipts, shapes)?)
+    let n = crate::check::several_bands(device);
+    let several = |format| Shape { n, k: 128, rows: 40, spread: None, ..plain(format, Element::F16) };
+    Ok(count + judged_all(device, options, receipts, |format| [shapes(format), vec![several(format)]].concat())?)
 }
 
 /// Formats whose products are of integers.
@@ -129,7 +131,7 @@ fn judged_all(
     device: &Arc<Device>,
     options: &Options,
     receipts: &mut Receipts,
-    shapes: fn(&'static Format) -> Vec<Shape>,
+    shapes: impl Fn(&'static Format) -> Vec<Shape>,
 ) -> Result<usize, DeviceError> {
     let stream = device.stream()?;
     Ok(formats().map(|format| judged_these(&stream, options, receipts, format, &shapes(format))).sum())

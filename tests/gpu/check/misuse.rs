@@ -41,10 +41,24 @@ pub(crate) fn all(device: &Arc<Device>, options: &Options, receipts: &mut Receip
         Ok(()) => faults.push(format!("{what} is taken")),
     };
     let part = |range| memory.part(range);
+    for (together, blocks, words) in [
+        (0, 1, "a band is 0, expected 1, 2, 4 or 8"),
+        (3, 1, "a band is 3"),
+        (1, 0, "the number of blocks is 0, expected 1 to 6"),
+        (1, 7, "blocks is 7"),
+    ] {
+        let made = Workspace::new(&stream, &[&weight], Some(Spread { together, blocks })).map(|_| ());
+        expect("a workspace for a spread that is none", made, words);
+    }
     weight.product(&stream, &good, &mut workspace)?;
     let mut refused = |what: &str, product: &DeviceProduct<'_>, words: &str| {
         expect(what, weight.product(&stream, product, &mut workspace), words);
     };
+    // Opened a second time, it is another device.
+    let other = Device::open_for(device.about().ordinal, 3)?;
+    let elsewhere = other.memory(1216)?;
+    let of_other = DeviceProduct { x: DeviceRows { memory: &elsewhere, stride: 304 }.into(), ..good };
+    refused("an x of another device", &of_other, "x belongs to another device");
     let short = part(0..1200)?;
     let rows = |memory, stride| DeviceRows { memory, stride };
     refused("a short x", &DeviceProduct { x: rows(&short, 304).into(), ..good }, "x is 1200, expected 1216 bytes");

@@ -1,7 +1,7 @@
 //! Receipts: what a device did with the kernels of a unit, valid for the sources with this hash alone.
 
-use mbqc_kernels::FORMATS;
 use mbqc_kernels::cuda::{Device, DeviceWeight, Spread, TILE_CHANNELS, TILE_K, source_hash};
+use mbqc_kernels::{FORMATS, Scheme};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -31,8 +31,8 @@ pub(crate) struct Receipts {
     faults: Vec<(Option<String>, String)>,
     /// By unit, whether blocks of the kernel for 64 rows shared a band, and whether one had several.
     met: BTreeMap<String, [bool; 2]>,
-    /// All cases of all parts have had their say, large ones too, and often enough.
-    complete: bool,
+    /// Parts with large cases that have come to their end, after all small ones, with every case run often enough.
+    ended: Vec<String>,
 }
 
 impl Receipts {
@@ -43,7 +43,7 @@ impl Receipts {
             units: BTreeMap::new(),
             faults: Vec::new(),
             met: BTreeMap::new(),
-            complete: false,
+            ended: Vec::new(),
         }
     }
 
@@ -78,9 +78,21 @@ impl Receipts {
         formats.map(|format| format.name.to_owned()).filter(|name| self.met.get(name) != Some(&[true; 2])).collect()
     }
 
-    /// Nothing is left to check.
-    pub(crate) fn complete(&mut self) {
-        self.complete = true;
+    /// Nothing is left to check of the units that this part, the last but for other units', is about.
+    pub(crate) fn complete(&mut self, part: &str) {
+        self.ended.push(part.to_owned());
+    }
+
+    /// Whether all cases of a unit have had their say.
+    fn is_complete(&self, unit: &str) -> bool {
+        let format = FORMATS.iter().find(|format| format.name == unit);
+        let last = match format.map(|format| format.scheme) {
+            _ if unit.ends_with("_wide") => "256 rows at once, large",
+            Some(Scheme::WeightOnly) => "few rows, large",
+            Some(Scheme::WeightActivation) => "integers, large",
+            None => "many rows, large",
+        };
+        self.ended.iter().any(|part| part == last)
     }
 
     /// A row of a table of times.
@@ -120,7 +132,7 @@ impl Receipts {
                 std::fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
             let hash = source_hash(name)?;
             let same = before["sources"] == *hash && before["device"] == *about.name;
-            let complete = if kernels.is_empty() && same { before["complete"] == true } else { self.complete };
+            let complete = if kernels.is_empty() && same { before["complete"] == true } else { self.is_complete(name) };
             let kernels = if kernels.is_empty() && same { before["kernels"].clone() } else { kernels.into() };
             let times = if unit.times.is_empty() && same { before["times"].clone() } else { unit.times.clone().into() };
             let earlier = before["faults"].as_array().filter(|_| same).cloned().unwrap_or_default();

@@ -3,7 +3,7 @@
 // too early is seen by the address sanitizer. Everything it runs is EMULATED.
 //
 // The environment says what device it plays: FAKE_CUDA_VERSION (13000), FAKE_CUDA_DEVICES (1), FAKE_CUDA_CAPABILITY (90),
-// FAKE_CUDA_MEMORY, FAKE_CUDA_CACHE and FAKE_CUDA_SHARED (bytes), FAKE_CUDA_REFUSES (an image is refused whose first bytes are these: ELF or PTX).
+// FAKE_CUDA_MULTIPROCESSORS (3), FAKE_CUDA_MEMORY, FAKE_CUDA_CACHE and FAKE_CUDA_SHARED (bytes), FAKE_CUDA_REFUSES (an image is refused whose first bytes are these: ELF or PTX).
 #include "kernels.cuh"
 
 #define API extern "C" __attribute__((visibility("default"))) int
@@ -84,7 +84,7 @@ API cuDeviceTotalMem_v2(size_t* bytes, int) { return *bytes = (size_t)setting("F
 API cuDeviceGetAttribute(int* value, int attribute, int) {
     int capability = (int)setting("FAKE_CUDA_CAPABILITY", 90);
     switch (attribute) {
-        case 16: *value = 3; break;  // multiprocessors
+        case 16: *value = (int)setting("FAKE_CUDA_MULTIPROCESSORS", 3); break;
         case 38: *value = (int)setting("FAKE_CUDA_CACHE", 1 << 20); break;  // bytes of the second level
         case 75: *value = capability / 10; break;
         case 76: *value = capability % 10; break;
