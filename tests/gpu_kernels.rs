@@ -113,10 +113,16 @@ fn a_receipt_has_to_name_every_kernel_of_a_unit() -> Outcome {
 
 #[test]
 fn devices_vouch_for_kernels_or_it_is_said_that_none_does() -> Outcome {
+    let costs = costs()?;
     for unit in units() {
-        tell(&match receipt(unit.name)? {
-            Some(receipt) => format!("CUDA receipts: {} VERIFIED on {}", unit.name, receipt["device"]),
-            None => format!("CUDA receipts: {} STALE, no device has run these sources", unit.name),
+        let kernels = costs["kernels"][unit.name].as_array().ok_or("no kernels")?;
+        let names: Vec<&str> = kernels.iter().filter_map(Value::as_str).collect();
+        let (unit, names) = (unit.name, names.join(" "));
+        tell(&match receipt(unit)? {
+            Some(receipt) => {
+                format!("CUDA receipts: {unit} VERIFIED on {} as {}: {names}", receipt["device"], receipt["image"])
+            }
+            None => format!("CUDA receipts: {unit} STALE, no device has run these sources: {names}"),
         });
     }
     Ok(())
@@ -129,44 +135,62 @@ const SIZES: [(usize, usize); 5] = [(3584, 3584), (3584, 10752), (3584, 18944), 
 /// its loop: of the documentation, and a guess.
 const H200: (usize, f64, f64, f64) = (132, 1.755e9, 4.0, 2.25e-6);
 
-/// Predicted and measured times of `w3g128`, f16.
+/// Formats with as many bytes to 4096 weights, those of 128 activations, the kernel for up to 8 rows and the one for 16.
+const FEW: [(&str, usize, usize, [&str; 2]); 5] = [
+    ("w3", 1536 + 128, 256, ["w3a16_f16_8_g128", "w3a16_f16_16_g128"]),
+    ("w2", 1024 + 128, 256, ["w2a16_f16_8_g128", "w2a16_f16_16_g128"]),
+    ("w4", 2048 + 128, 256, ["w4a16_f16_8_g128", "w4a16_f16_16_g128"]),
+    ("w4a8", 2048, 128, ["w4a8_8", "w4a8_16"]),
+    ("w8a8", 4096, 128, ["w8a8_8", "w8a8_16"]),
+];
+
+/// Predicted and measured times of products with few rows, activations and outputs in half precision.
 fn table() -> Result<String, Box<dyn std::error::Error>> {
     let costs = costs()?;
-    let receipt = receipt("w3")?;
-    let mut measured = BTreeMap::new();
-    for row in receipt.iter().flat_map(|receipt| receipt["times"].as_array()).flatten() {
-        let size = [&row["k"], &row["n"], &row["rows"]].map(|number| number.as_u64().unwrap_or(0) as usize);
-        let [cold, warm, dense] = ["cold", "warm", "dense"].map(|which| row[which][1].as_f64());
-        let told = |number: f64| format!("{number:.2}");
-        let ratio = dense.zip(cold).map(|(dense, cold)| dense / cold);
-        measured.insert(size, [cold.map(|s| 1e6 * s), ratio, warm.map(|s| 1e6 * s)].map(|number| number.map(told)));
-    }
-    let mut lines = vec![match &receipt {
-        Some(receipt) => format!("w3g128, f16, microseconds; measured on {} (VERIFIED)", receipt["device"]),
-        None => "w3g128, f16, microseconds; measured: STALE, no device has run these sources".to_owned(),
-    }];
-    lines.push(String::new());
-    let columns =
-        ["k x n", "rows", "MB", "spread", "predicted for an H200", "cold", "cuBLASLt f16 over it", "in the cache"];
+    let verdict = |receipt: &Option<Value>| match receipt {
+        Some(receipt) => format!("measured on {} (VERIFIED)", receipt["device"]),
+        None => "measured: STALE, no device has run these sources".to_owned(),
+    };
+    let mut lines = vec![format!("groups of 128, f16, microseconds; w3 {}", verdict(&receipt("w3")?)), String::new()];
+    let columns = [
+        "k x n",
+        "rows",
+        "format",
+        "MB",
+        "instructions a tile",
+        "spread",
+        "predicted for an H200",
+        "cold",
+        "cuBLASLt f16 over it",
+        "in the cache",
+    ];
     lines.push(format!("| {} |", columns.join(" | ")));
     lines.push("|---".repeat(columns.len()) + "|");
-    let tile = 1536 + 128;
-    let of_tile = TileCost { bytes: tile, activations: 256, instructions: 0 };
-    for (k, n) in SIZES {
-        for rows in [1, 8, 16] {
+    for (format, tile, activations, kernels) in FEW {
+        let all_rows: &[usize] = if format == "w3" { &[1, 8, 16] } else { &[1] };
+        let receipt = receipt(format)?;
+        let mut measured = BTreeMap::new();
+        for row in receipt.iter().flat_map(|receipt| receipt["times"].as_array()).flatten() {
+            let size = [&row["k"], &row["n"], &row["rows"]].map(|number| number.as_u64().unwrap_or(0) as usize);
+            let [cold, warm, dense] = ["cold", "warm", "dense"].map(|which| row[which][1].as_f64());
+            let told = |number: f64| format!("{number:.2}");
+            let ratio = dense.zip(cold).map(|(dense, cold)| dense / cold);
+            measured.insert(size, [cold.map(|s| 1e6 * s), ratio, warm.map(|s| 1e6 * s)].map(|number| number.map(told)));
+        }
+        let of_tile = TileCost { bytes: tile, activations, instructions: 0 };
+        for ((k, n), &rows) in SIZES.into_iter().flat_map(|size| all_rows.iter().map(move |rows| (size, rows))) {
             let (row_tiles, k_tiles) = (n.div_ceil(32), k.div_ceil(128));
             let (multiprocessors, clock, issue, start) = H200;
             let spread = Spread::best(row_tiles, k_tiles, of_tile, multiprocessors, &[2; 16])[rows - 1];
-            let kernel = format!("w3a16_f16_{}_g128", if rows > 8 { 16 } else { 8 });
-            let cost = costs["sm_90a"][&kernel].as_f64().ok_or("no cost")?;
+            let cost = costs["sm_90a"][kernels[usize::from(rows > 8)]].as_f64().ok_or("no cost")?;
             let by_instructions =
                 (row_tiles * k_tiles) as f64 * cost / (multiprocessors as f64 * clock * issue) + start;
             let by_memory = spread.seconds(row_tiles, k_tiles, of_tile, rows, multiprocessors);
-            let bytes = row_tiles * k_tiles * tile + 2 * rows * (k + n);
+            let bytes = row_tiles * k_tiles * tile + rows * (activations / 128 * k + 2 * n);
             let [cold, ratio, warm] =
                 measured.remove(&[k, n, rows]).unwrap_or_default().map(|told| told.unwrap_or("STALE".to_owned()));
             lines.push(format!(
-                "| {k} x {n} | {rows} | {:.1} | {} x {} | {:.1} | {cold} | {ratio} | {warm} |",
+                "| {k} x {n} | {rows} | {format} | {:.1} | {cost} | {} x {} | {:.1} | {cold} | {ratio} | {warm} |",
                 bytes as f64 / 1e6,
                 spread.together,
                 spread.blocks,
