@@ -66,6 +66,13 @@ state() {
 state
 part check 180 "$check" --only check --out "$made"
 part bench 150 "$check" --only bench --out "$made"
+torch=0
+if python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
+    torch=1
+    part peers 90 python3 "$here/peers.py" --ours "$made" --out "$made/peers.json"
+else
+    say "== peers: there is no torch that sees a GPU here"
+fi
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null || true)
 if [[ -n $sanitizer ]]; then
     for tool in memcheck racecheck initcheck synccheck; do
@@ -76,20 +83,15 @@ if [[ -n $sanitizer ]]; then
 else
     say "== sanitizer: there is no compute-sanitizer here"
 fi
-if python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
-    part peers 90 python3 "$here/peers.py" --ours "$made" --out "$made/peers.json"
-    if [[ -n ${PEERS:-} ]]; then
-        for wheel in "$PEERS"/*.whl; do
-            [[ -e $wheel ]] || continue
-            python3 -m pip install --quiet --no-index --no-deps --target "$made/packages" "$wheel" 2>&1 | tee -a "$out/log.txt"
-            export PYTHONPATH="$made/packages${PYTHONPATH:+:$PYTHONPATH}"
-        done
-        for peer in "humming w3" "Marlin w4" "humming w4" "QServe w4a8"; do
-            part "$peer" 75 python3 "$here/peers.py" --peer "$peer" --ours "$made" --sources "$PEERS" --out "$made/${peer// /-}.json"
-        done
-    fi
-else
-    say "== peers: there is no torch that sees a GPU here"
+if [[ $torch == 1 && -n ${PEERS:-} ]]; then
+    for wheel in "$PEERS"/*.whl; do
+        [[ -e $wheel ]] || continue
+        python3 -m pip install --quiet --no-index --no-deps --target "$made/packages" "$wheel" 2>&1 | tee -a "$out/log.txt"
+        export PYTHONPATH="$made/packages${PYTHONPATH:+:$PYTHONPATH}"
+    done
+    for peer in "humming w3" "Marlin w4" "humming w4" "QServe w4a8"; do
+        part "$peer" 75 python3 "$here/peers.py" --peer "$peer" --ours "$made" --sources "$PEERS" --out "$made/${peer// /-}.json"
+    done
 fi
 profiler=$(command -v ncu || ls /usr/local/cuda/bin/ncu 2>/dev/null || true)
 if [[ -n $profiler ]]; then
