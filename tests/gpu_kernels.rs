@@ -33,6 +33,49 @@ fn costs() -> Result<Value, Box<dyn std::error::Error>> {
     Ok(serde_json::from_str(&fs::read_to_string(root().join("tests/gpu/costs.json"))?)?)
 }
 
+/// `tests/gpu/run.sh` with a program in place of `gpu_check` that notes what it is asked for: parts follow one another, one that fails or has
+/// no time left is told and fails the whole, and what there is so far is kept.
+#[test]
+#[cfg(target_os = "linux")]
+fn parts_on_a_device_follow_one_another() -> Outcome {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = std::env::temp_dir().join(format!("mbqc-run-sh-{}", std::process::id()));
+    fs::create_dir_all(&folder)?;
+    let (program, asked) = (folder.join("check"), folder.join("asked"));
+    let text = "#!/bin/sh\necho \"$*\" >>\"$ASKED\"\n[ \"$2\" = \"$FAILS\" ] && exit 7\n[ \"$3\" = --out ] && echo {} >\"$4/$2.json\"\nexit 0\n";
+    fs::write(&program, text)?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+    let run = |out: &str, fails: &str, seconds: &str| -> Result<(i32, String, String), Box<dyn std::error::Error>> {
+        fs::write(&asked, "")?;
+        let mut command = Command::new("bash");
+        command.arg(root().join("tests/gpu/run.sh")).arg(&program).arg(folder.join(out)).arg(seconds);
+        // Without torch, the sanitizers or a profiler, whatever is installed here.
+        let command = command.env("PYTHONPATH", &folder).env("ASKED", &asked).env("FAILS", fails).env_remove("PEERS");
+        fs::write(folder.join("torch.py"), "raise ImportError\n")?;
+        let status = command.output()?.status.code().ok_or("no status")?;
+        Ok((status, fs::read_to_string(folder.join(out).join("log.txt"))?, fs::read_to_string(&asked)?))
+    };
+    let order = |asked: &str| {
+        let own = asked.lines().filter(|line| !line.contains("--small") && !line.contains("alone"));
+        own.map(|line| line.split(' ').take(2).collect::<Vec<_>>().join(" ")).collect::<Vec<_>>()
+    };
+    let parts = ["--only check", "--only bench", "--only tune"];
+    let (status, log, asked) = run("good", "none", "100")?;
+    assert!(status == 0 && order(&asked) == parts, "{log}");
+    for part in ["check", "bench", "tune"] {
+        assert!(log.contains(&format!("== {part}: done in ")), "{log}");
+    }
+    let kept = Command::new("tar").arg("tzf").arg(folder.join("good/all.tar.gz")).output()?;
+    let kept = String::from_utf8(kept.stdout)?;
+    assert!(["./log.txt", "./check.json", "./bench.json"].iter().all(|file| kept.contains(file)), "{kept}");
+    let (status, log, asked) = run("bad", "bench", "100")?;
+    assert!(status == 1 && order(&asked) == parts && log.contains("== bench: FAILED with status 7"), "{log}");
+    let (status, log, asked) = run("late", "none", "3")?;
+    assert!(status == 1 && asked.is_empty() && log.contains("== check: no time is left"), "{log}");
+    fs::remove_dir_all(&folder)?;
+    Ok(())
+}
+
 /// Whether a receipt says that a device, and no emulated one, ran these kernels of these sources, and nothing was wrong.
 fn vouches(receipt: &Value, unit: &str, hash: &str, kernels: &Value) -> bool {
     // A check that was cut off has found no fault either.

@@ -169,8 +169,8 @@ impl Activations {
         });
     }
 
-    /// Numbers the lines of all rows and binds them into sheaves; answers the places of all, and of those that are folded the registers
-    /// of four lines. For `few` rows there is a kernel for any number of lines up to 4.
+    /// Numbers the lines of all rows and binds them into sheaves; answers the places of all, and of those that are folded the
+    /// registers of four lines. For `few` rows there is a kernel for any number of lines up to 4.
     ///
     /// Four lines and more are folded, if they may be; third lines never. What is computed for a row does not depend on what the others
     /// hold; the last bits may depend on how many there are, and on its place among them.

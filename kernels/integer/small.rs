@@ -304,9 +304,9 @@ impl<D: Decode> Small<'_, D> {
             for c in (0..part.channels).step_by(C) {
                 let sums: &mut [_; C] = (&mut sums[c..c + C]).try_into().expect("C divides the number of channels");
                 if R >= FOLDED && sheaf.folded {
-                    self.folded(s, part, c, &x, blocks.clone(), sums);
+                    self.blocks::<S, C, R, M, true>(s, part, c, &x, blocks.clone(), sums);
                 } else {
-                    self.blocks(s, part, c, &x, blocks.clone(), sums);
+                    self.blocks::<S, C, R, M, false>(s, part, c, &x, blocks.clone(), sums);
                 }
             }
         }
@@ -340,11 +340,12 @@ impl<D: Decode> Small<'_, D> {
         Some(start..(start..end).find(|&block| !used(block)).unwrap_or(end))
     }
 
-    /// Adds some blocks of `C` channels, from `c` on, to their sums: four lines to a register, lanes being theirs in turn. Every
-    /// four lanes hold a group, or a part of one.
+    /// Adds some blocks of `C` channels, from `c` on, to their sums: a line to a register; or, if they are `FOLDED_LINES`, four lines
+    /// to a register, lanes being theirs in turn, and with what zero points take away. Every four lanes then hold a group, or a part
+    /// of one.
     #[inline(always)]
     #[expect(unsafe_code, reason = "registers are loaded from slices by pointer")]
-    fn folded<S: Simd, const C: usize, const R: usize, const M: usize>(
+    fn blocks<S: Simd, const C: usize, const R: usize, const M: usize, const FOLDED_LINES: bool>(
         &self,
         s: S,
         part: &Part<'_, M>,
@@ -355,56 +356,30 @@ impl<D: Decode> Small<'_, D> {
     ) {
         let layout = &self.w.layout;
         let places = s.spreading(layout.block_groups);
+        let registers = if FOLDED_LINES { R / FOLDED } else { R };
         let mut own = *sums;
         for block in blocks {
             let exact = self.block::<S, C, R, M>(s, part, c, x, block);
+            let group = block * layout.block_groups;
             for i in 0..C {
-                // SAFETY: rows of scales and of offsets are a register longer than the groups of all blocks; a sheaf has registers of
-                // scales and of sums for every block, as `sheaf` has seen.
+                // SAFETY: rows of scales and of offsets are a register longer than the groups of all blocks; a sheaf has as many
+                // registers of scales for every block, and of sums if it is folded, as `sheaf` has seen.
                 unsafe {
-                    let group = block * layout.block_groups;
-                    let scales = s.load_floats(part.scales[c + i].scales().as_ptr().add(group));
-                    let offsets = s.load_floats(part.scales[c + i].offsets().as_ptr().add(group));
-                    let (scales, offsets) = (s.spread(scales, places), s.spread(offsets, places));
-                    for j in 0..R / FOLDED {
-                        let at = (block * (R / FOLDED) + j) * S::WIDTH / 4;
-                        let four = [exact[i][4 * j], exact[i][4 * j + 1], exact[i][4 * j + 2], exact[i][4 * j + 3]];
+                    let scales = s.spread(s.load_floats(part.scales[c + i].scales().as_ptr().add(group)), places);
+                    for j in 0..registers {
+                        let at = (block * registers + j) * S::WIDTH / 4;
                         let scale = s.mul(scales, s.load_floats(x.scales.add(at)));
-                        own[i][j] = s.mul_add(s.to_floats(s.fold(four)), scale, own[i][j]);
-                        own[i][j] = s.mul_add(offsets, s.load_floats(x.sums.add(at)), own[i][j]);
-                    }
-                }
-            }
-        }
-        *sums = own;
-    }
-
-    /// Adds some blocks of `C` channels, from `c` on, to their sums.
-    #[inline(always)]
-    #[expect(unsafe_code, reason = "registers are loaded from slices by pointer")]
-    fn blocks<S: Simd, const C: usize, const R: usize, const M: usize>(
-        &self,
-        s: S,
-        part: &Part<'_, M>,
-        c: usize,
-        x: &Places<R>,
-        blocks: Range<usize>,
-        sums: &mut [[S::Floats; R]; C],
-    ) {
-        let layout = &self.w.layout;
-        let places = s.spreading(layout.block_groups);
-        let mut own = *sums;
-        for block in blocks {
-            let exact = self.block::<S, C, R, M>(s, part, c, x, block);
-            for i in 0..C {
-                // SAFETY: rows of scales are a register longer than the groups of all blocks; a sheaf has a register of scales
-                // for every block and place, as `sheaf` has seen.
-                unsafe {
-                    let scales = part.scales[c + i].scales().as_ptr().add(block * layout.block_groups);
-                    let scales = s.spread(s.load_floats(scales), places);
-                    for r in 0..R {
-                        let scale = s.mul(scales, s.load_floats(x.scales.add((block * R + r) * S::WIDTH / 4)));
-                        own[i][r] = s.mul_add(s.to_floats(exact[i][r]), scale, own[i][r]);
+                        let exact = if FOLDED_LINES {
+                            s.fold([exact[i][4 * j], exact[i][4 * j + 1], exact[i][4 * j + 2], exact[i][4 * j + 3]])
+                        } else {
+                            exact[i][j]
+                        };
+                        own[i][j] = s.mul_add(s.to_floats(exact), scale, own[i][j]);
+                        if FOLDED_LINES {
+                            let offsets = s.load_floats(part.scales[c + i].offsets().as_ptr().add(group));
+                            let sums = s.load_floats(x.sums.add(at));
+                            own[i][j] = s.mul_add(s.spread(offsets, places), sums, own[i][j]);
+                        }
                     }
                 }
             }

@@ -129,12 +129,9 @@ fn work(options: &Options) -> Result<usize, String> {
             ("misuse", misuse::all),
         ];
         // What takes long comes last: should there be no time for it, the rest was seen.
-        let large: [(&str, Part); 4] = [
-            ("few rows, large", check::large),
-            ("integers, large", integers::large),
-            ("many rows, large", prefill::large),
-            ("256 rows at once, large", wide::large),
-        ];
+        let [weights, of_integers, many, of_256] = receipt::LARGE;
+        let large: [(&str, Part); 4] =
+            [(weights, check::large), (of_integers, integers::large), (many, prefill::large), (of_256, wide::large)];
         let large = if options.small { &[][..] } else { &large[..] };
         let all = parts.iter().map(|part| (part, false)).chain(large.iter().map(|part| (part, true)));
         let mut dealt = only_wide;

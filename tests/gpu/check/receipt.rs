@@ -23,6 +23,11 @@ struct Unit {
     times: Vec<Value>,
 }
 
+/// The parts with large cases: of kernels for weights alone, for 8-bit activations, of all that many rows take, for 256 rows. The last that
+/// units of those kinds have to do with.
+pub(crate) const LARGE: [&str; 4] =
+    ["few rows, large", "integers, large", "many rows, large", "256 rows at once, large"];
+
 pub(crate) struct Receipts {
     device: Arc<Device>,
     out: Option<PathBuf>,
@@ -85,12 +90,13 @@ impl Receipts {
 
     /// Whether all cases of a unit have had their say.
     fn is_complete(&self, unit: &str) -> bool {
+        let [weights, integers, many, wide] = LARGE;
         let format = FORMATS.iter().find(|format| format.name == unit);
         let last = match format.map(|format| format.scheme) {
-            _ if unit.ends_with("_wide") => "256 rows at once, large",
-            Some(Scheme::WeightOnly) => "few rows, large",
-            Some(Scheme::WeightActivation) => "integers, large",
-            None => "many rows, large",
+            _ if unit.ends_with("_wide") => wide,
+            Some(Scheme::WeightOnly) => weights,
+            Some(Scheme::WeightActivation) => integers,
+            None => many,
         };
         self.ended.iter().any(|part| part == last)
     }
